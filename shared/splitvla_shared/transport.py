@@ -1,0 +1,52 @@
+"""gRPC channel options of both sides, kept together because they only work as a pair.
+
+A client that pings every second is thrown out by a server with default settings (`too_many_pings`). Dead peers are
+found by `http2.ping_timeout_ms`; `keepalive_timeout_ms` does not bound it. Reconnect back-off is short because a robot
+that stands still is waiting for it. Liveness of the transport is never the safety authority: deadlines and the age of
+the action are. Compression stays off: grpcio inflates a bomb before it rejects it.
+"""
+
+from __future__ import annotations
+
+Option = tuple[str, int]
+
+_COMMON: tuple[Option, ...] = (
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+_CLIENT: tuple[Option, ...] = (
+    ("grpc.keepalive_time_ms", 1000),
+    ("grpc.keepalive_timeout_ms", 500),
+    ("grpc.http2.ping_timeout_ms", 500),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 250),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.enable_retries", 0),  # late work is never retried: a newer observation is always better
+)
+
+_SERVER: tuple[Option, ...] = (
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
+    ("grpc.http2.max_ping_strikes", 2),
+    ("grpc.keepalive_time_ms", 2000),
+    ("grpc.keepalive_timeout_ms", 1000),
+    ("grpc.http2.ping_timeout_ms", 1000),
+    ("grpc.server_handshake_timeout_ms", 3000),
+    ("grpc.max_concurrent_streams", 8),
+    ("grpc.so_reuseport", 0),  # two servers on one port would share robots at random
+)
+
+_REPLY_BYTES = 64 * 1024
+
+
+def client_options() -> list[Option]:
+    return [*_COMMON, *_CLIENT, ("grpc.max_receive_message_length", _REPLY_BYTES), ("grpc.max_send_message_length", -1)]
+
+
+def server_options(max_request_bytes: int) -> list[Option]:
+    return [
+        *_COMMON,
+        *_SERVER,
+        ("grpc.max_receive_message_length", max_request_bytes),
+        ("grpc.max_send_message_length", _REPLY_BYTES),
+    ]

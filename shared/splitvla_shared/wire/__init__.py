@@ -1,0 +1,1 @@
+"""Generated from proto/inference.proto by `make proto`. Do not edit."""

@@ -1,0 +1,63 @@
+"""Fixtures: the small checkpoint that the project makes, and the reference data where it is at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _reference_root() -> Path:
+    return Path(os.environ.get("SPLITVLA_REFERENCE_DATA", ROOT.parent / "shared" / "data"))
+
+
+def _reference(name: str) -> Path:
+    path = _reference_root() / name
+    if not path.is_dir():
+        pytest.skip(f"reference data {name} is absent; set SPLITVLA_REFERENCE_DATA to a folder that holds it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def reference_checkpoint() -> Path:
+    """openvla-tiny: a small checkpoint in openvla-7b's layout, with golden outputs of the public reference code."""
+    return _reference("openvla-tiny")
+
+
+@pytest.fixture(scope="session")
+def bridge_data() -> Path:
+    """Real WidowX frames and videos."""
+    return _reference("bridge")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint that the project makes for itself: random weights, openvla-7b's layout, a small vocabulary."""
+    from benchmarks.tiny_checkpoint import write_tiny_checkpoint
+
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    write_tiny_checkpoint(path, seed=0)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundles(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with edge/ and cloud/, split from the project's own tiny checkpoint."""
+    from splitvla_cloud.split import split
+
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    split(tiny_checkpoint, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def reference_bundles(reference_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with edge/ and cloud/, split from the reference checkpoint."""
+    from splitvla_cloud.split import split
+
+    out = tmp_path_factory.mktemp("bundles") / "reference"
+    split(reference_checkpoint, out)
+    return out
