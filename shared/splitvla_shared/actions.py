@@ -59,7 +59,7 @@ class ActionStatistics:
 
 def parse_statistics(norm_stats: Mapping[str, Any]) -> dict[str, ActionStatistics]:
     """Read `norm_stats` (config.json) or `dataset_statistics.json`. Raises BundleError naming the key and field."""
-    if not norm_stats:
+    if not isinstance(norm_stats, Mapping) or not norm_stats:
         raise BundleError("the checkpoint has no norm_stats and no dataset_statistics.json: actions can't be scaled")
     return {key: _parse_one(key, entry) for key, entry in norm_stats.items()}
 

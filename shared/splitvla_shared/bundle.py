@@ -53,9 +53,12 @@ def open_bundle(path: Path, side: Side) -> Bundle:
     Raises BundleError that names the file when the folder is not a bundle of this side, or when a file is
     missing, has another size, or other bytes than when `split` wrote it.
     """
-    manifest = _read_manifest(path, side)
-    for name, entry in manifest["files"].items():
-        _check_file(path, name, entry)
+    try:
+        manifest = _read_manifest(path, side)
+        for name, entry in manifest["files"].items():
+            _check_file(path, name, entry)
+    except OSError as error:  # most often a bundle that was copied by another user
+        raise BundleError(f"{error.filename or path} can't be read: {error.strerror}; check its permissions") from error
     return Bundle(path, side, ModelSpec.from_json(manifest["model"]), manifest["extra"])
 
 

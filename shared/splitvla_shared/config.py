@@ -24,14 +24,26 @@ from splitvla_shared.errors import ConfigError
 T = TypeVar("T")
 
 
-def load_config(kind: type[T], path: Path | None = None, overrides: Sequence[str] = ()) -> T:
-    """Build `kind` (a frozen dataclass, nested ones as tables) from its defaults, a TOML file and `key.sub=value`."""
+def load_config(
+    kind: type[T],
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    given: Mapping[str, Any] | None = None,
+) -> T:
+    """Build `kind` (a frozen dataclass, nested ones as tables).
+
+    From its defaults, a TOML file, `key.sub=value` texts (values as in TOML) and `given` dotted keys with their values
+    (None = not given); the later wins.
+    """
     data: dict[str, Any] = _read_toml(path) if path else {}
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
             raise ConfigError(f"--set {override!r}: expected key=value")
-        _insert(data, key.strip().split("."), _parse_value(text.strip()), override)
+        _insert(data, key.strip(), _parse_value(text.strip()))
+    for key, value in (given or {}).items():
+        if value is not None:
+            _insert(data, key, value)
     return _build(kind, data, "")
 
 
@@ -63,13 +75,14 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def _insert(data: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
-    for key in keys[:-1]:
+def _insert(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *tables, last = dotted.split(".")
+    for key in tables:
         child = data.setdefault(key, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {override!r}: {key} is a value, not a table")
+            raise ConfigError(f"setting {dotted}: {key} is a value, not a table")
         data = child
-    data[keys[-1]] = value
+    data[last] = value
 
 
 def _build(kind: type[T], data: Mapping[str, Any], prefix: str) -> T:
@@ -88,22 +101,42 @@ def _build(kind: type[T], data: Mapping[str, Any], prefix: str) -> T:
             values[key] = _build(typing.cast(type, hint_type), value, f"{prefix}{key}.")
         else:
             values[key] = _convert(value, hint_type, f"{prefix}{key}")
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"setting {prefix}{field.name} is missing; it has no default")
     return kind(**values)
 
 
 def _convert(value: Any, hint: Any, key: str) -> Any:
     accepted = typing.get_args(hint) or (hint,)
-    if float in accepted and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, list) and typing.get_origin(hint) is tuple:
-        return tuple(_convert(item, typing.get_args(hint)[0], key) for item in value)
+    if typing.get_origin(hint) is tuple:
+        return _convert_list(value, accepted, key)
+    if float in accepted and type(value) in (int, float):
+        return _finite(value, key)
     if typing.get_origin(hint) is typing.Literal:
         if value in accepted:
             return value
         raise ConfigError(f"{key} is {value!r}; one of {', '.join(map(str, accepted))}")
-    if Path in accepted and isinstance(value, str):
+    if Path in accepted and isinstance(value, str | Path):
         return Path(value)
     if any(type(value) is kind for kind in accepted):  # exactly: `true` is an int to Python, but no number here
         return value
     names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in accepted)
     raise ConfigError(f"{key} is {value!r}, expected {names}")
+
+
+def _finite(value: int | float, key: str) -> float:
+    # Every comparison with nan is false, so that no range check of a dataclass would notice one.
+    if abs(value) <= sys.float_info.max:
+        return float(value)
+    raise ConfigError(f"{key} is {value!r:.40}, expected a finite number")
+
+
+def _convert_list(value: Any, hints: tuple[Any, ...], key: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{key} is {value!r}, expected a list")
+    if hints[-1] is Ellipsis:
+        hints = hints[:1] * len(value)
+    if len(value) != len(hints):
+        raise ConfigError(f"{key} has {len(value)} entries, expected {len(hints)}")
+    return tuple(_convert(item, hint, key) for item, hint in zip(value, hints, strict=True))

@@ -8,7 +8,8 @@ from splitvla_shared.spec import ModelSpec
 MAX_INSTRUCTION_CHARS = 512
 MAX_ROBOT_NAME_CHARS = 64
 MAX_STATE_DIMS = 64
-# Everything of a request that is not payload: instruction in UTF-8, state, drafts, framing.
+_VARINT_BYTES = 5  # a 32-bit number in protobuf, at most
+# Everything of a request that is neither payload nor draft: instruction in UTF-8, state, names, checksums, framing.
 _MESSAGE_SLACK_BYTES = 16 * 1024
 
 
@@ -22,9 +23,13 @@ def check_instruction(instruction: str) -> str:
         )
     if any(ord(char) < 32 or ord(char) == 127 for char in instruction):
         raise ObservationError("the instruction holds control characters; write it on one line of plain text")
+    if any(0xD800 <= ord(char) <= 0xDFFF for char in instruction):  # what Python makes of bytes that are not UTF-8
+        raise ObservationError("the instruction is not valid UTF-8; check the terminal's encoding")
     return instruction
 
 
 def max_message_bytes(spec: ModelSpec) -> int:
-    """The largest request that is legal for this model: every camera as float32, plus the small fields."""
-    return spec.max_cameras * spec.patches * spec.embed_dim * 4 + _MESSAGE_SLACK_BYTES
+    """The largest request that is legal for this model: every camera as float32, drafts, plus the small fields."""
+    payload = spec.max_cameras * spec.patches * spec.embed_dim * 4
+    drafts = spec.max_action_dims * spec.chunk_length * _VARINT_BYTES
+    return payload + drafts + _MESSAGE_SLACK_BYTES

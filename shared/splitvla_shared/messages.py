@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from splitvla_shared.errors import CodecError, ServerFault
+from splitvla_shared.errors import BundleError, CodecError, ServerFault
 from splitvla_shared.nouns import EncodedTensor, Scheme
 from splitvla_shared.spec import ModelSpec, Resize
 from splitvla_shared.wire import inference_pb2 as pb
@@ -23,11 +23,14 @@ def spec_from_message(message: pb.ModelSpec) -> ModelSpec:
         values["resize"] = Resize(message.resize)
     except ValueError:
         raise ServerFault(f"the server describes resize {message.resize}, unknown here; update splitvla") from None
-    return ModelSpec(**values)
+    try:
+        return ModelSpec(**values)
+    except BundleError as error:
+        raise ServerFault(f"the server describes a model that can't exist: {error}") from error
 
 
 def tensor_to_message(tensor: EncodedTensor) -> pb.EncodedTensor:
-    return pb.EncodedTensor(scheme=pb.Scheme.ValueType(tensor.scheme), data=tensor.data)
+    return pb.EncodedTensor(scheme=tensor.scheme.name, data=tensor.data)
 
 
 def tensor_from_message(message: pb.EncodedTensor, shape: tuple[int, int]) -> EncodedTensor:

@@ -65,9 +65,9 @@ class ModelSpec:
             raise BundleError(f"spec: prompt_template {self.prompt_template!r} must hold {INSTRUCTION_SLOT} once")
 
     def computed_fingerprint(self) -> str:
-        """Hex SHA-256 over the canonical JSON of all other fields."""
+        """Hex SHA-256 over the canonical JSON of all other fields but the name: a folder may be renamed."""
         fields = dataclasses.asdict(self)
-        del fields["fingerprint"]
+        del fields["fingerprint"], fields["name"]
         canonical = json.dumps(fields, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -76,9 +76,11 @@ class ModelSpec:
         return dataclasses.replace(self, fingerprint=self.computed_fingerprint())
 
     def differences(self, other: ModelSpec) -> list[str]:
-        """One line for each field that differs: "embed_dim: 4096 here, 896 there"."""
+        """One line for each field but the name that differs: "embed_dim: 4096 here, 896 there"."""
         lines = []
         for field in dataclasses.fields(self):
+            if field.name == "name":
+                continue
             mine, theirs = getattr(self, field.name), getattr(other, field.name)
             if mine != theirs:
                 lines.append(f"{field.name}: {mine!r} here, {theirs!r} there")
