@@ -1,0 +1,81 @@
+"""Which tensors a checkpoint folder holds, found from headers alone: one file, or several with an index."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from splitvla_cloud.split.fields import Fields
+from splitvla_cloud.split.geometry import Shape
+from splitvla_cloud.split.tensor_file import DTYPES, TensorEntry, read_header
+from splitvla_shared.errors import CheckpointError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# Stored by the reference and never read by its forward pass: the pool, the last norm, buffers of old versions.
+_NEVER_READ = re.compile(
+    r"vision_backbone\.(fused_)?featurizer\.(attn_pool\.|norm\.|mask_token$)|language_model\..*rotary_emb\.inv_freq$"
+)
+
+
+def find_tensors(path: Path) -> dict[str, TensorEntry]:
+    """Every tensor in the folder. Raises CheckpointError for missing or damaged files, and for pickles."""
+    if (path / SINGLE).is_file():
+        return read_header(path / SINGLE)
+    if (path / INDEX).is_file():
+        return _read_sharded(path)
+    pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
+    if pickles:
+        raise CheckpointError(
+            f"{path} holds {pickles[0]} and no safetensors: opening a pickle runs whatever code is in it; load it"
+            " where you trust it and save it with model.save_pretrained(DIR, safe_serialization=True)"
+        )
+    raise CheckpointError(f"{path} holds neither {SINGLE} nor {INDEX}; is the download complete?")
+
+
+def _read_sharded(path: Path) -> dict[str, TensorEntry]:
+    index = Fields.read(path / INDEX).table("weight_map")
+    shards: dict[str, dict[str, TensorEntry]] = {}
+    entries = {}
+    for name, shard in index.data.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise CheckpointError(f"{index.where}: {name} is in {shard!r}, which is no file name of this folder")
+        if shard not in shards:
+            if not (path / shard).is_file():
+                raise CheckpointError(f"{path / shard} is missing ({INDEX} names it); download it again")
+            shards[shard] = read_header(path / shard)
+        if name not in shards[shard]:
+            raise CheckpointError(f"{path / shard} has no tensor {name}, which {INDEX} places there; download it again")
+        entries[name] = shards[shard][name]
+    return entries
+
+
+def check_required(required: Mapping[str, Shape], entries: Mapping[str, TensorEntry]) -> None:
+    """Raises CheckpointError naming the first tensor that is missing, misshapen or of a type that cannot be split."""
+    for name, shape in required.items():
+        entry = entries.get(name)
+        if entry is None:
+            raise CheckpointError(f"the checkpoint has no tensor {name}, expected {list(shape)}; is it complete?")
+        if entry.dtype not in DTYPES:
+            raise CheckpointError(
+                f"{name} is {entry.dtype}; only {', '.join(DTYPES)} can be split: take the checkpoint before quantizing"
+            )
+        if entry.shape != shape:
+            raise CheckpointError(
+                f"{name} has shape {list(entry.shape)}, expected {list(shape)} as the rest of the checkpoint says"
+            )
+
+
+def check_nothing_else(required: Mapping[str, Shape], last_blocks: tuple[str, ...], names: Iterable[str]) -> None:
+    """Raises CheckpointError for a tensor that the forward pass would have to read and this layout does not know.
+
+    Dropping one in silence (a LoRA adapter, a FiLM layer, a bias) would leave a model that acts differently.
+    last_blocks: prefixes of the towers' last blocks, which are stored and never run.
+    """
+    for name in names:
+        if name in required or name.startswith(last_blocks) or _NEVER_READ.match(name):
+            continue
+        hint = "merge the adapter into the model first" if "lora_" in name else "only plain OpenVLA models can be split"
+        raise CheckpointError(f"unknown tensor {name} in the checkpoint; {hint}")
