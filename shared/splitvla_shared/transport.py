@@ -36,7 +36,7 @@ _SERVER: tuple[Option, ...] = (
     ("grpc.so_reuseport", 0),  # two servers on one port would share robots at random
 )
 
-_REPLY_BYTES = 64 * 1024
+_REPLY_BYTES = 128 * 1024  # above the largest legal chunk, 256 steps of 64 float32
 
 
 def client_options() -> list[Option]:

@@ -1,0 +1,174 @@
+"""The language half of the model on one device: prompt ids and patches in, greedy action tokens out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from splitvla_cloud import decoding
+from splitvla_cloud.precision import (
+    NUMERICS,
+    Precision,
+    check_shapes,
+    keep_libraries_offline_and_quiet,
+    quantization_config,
+    select_device,
+)
+from splitvla_cloud.worker import Tokens
+from splitvla_shared.bundle import Bundle
+from splitvla_shared.errors import BundleError, ConfigError, RequestRejected
+from splitvla_shared.nouns import FloatArray
+
+_WARM_UP_PROMPT = 24  # ids of a usual instruction: kernels are chosen and memory is laid out for such a length
+_WARM_UP_RUNS = 2
+
+
+class Backbone:
+    """A loaded LlamaForCausalLM. Holds no state between calls; one thread at a time."""
+
+    def __init__(self, model: Any, precision: Precision, device: str) -> None:
+        self._model = model
+        self.precision = precision
+        self.device = device
+        self._dtype = NUMERICS[precision].dtype
+        eos = model.generation_config.eos_token_id
+        self._eos = frozenset(eos if isinstance(eos, list) else [eos])
+
+    @classmethod
+    def load(cls, bundle: Bundle, precision: Precision, device: str) -> Backbone:
+        """Read the bundle's LlamaForCausalLM folder, offline and from safetensors only.
+
+        Raises BundleError when the folder does not hold such a model, and ConfigError when device or precision do not
+        fit this machine.
+        """
+        device = select_device(device)
+        keep_libraries_offline_and_quiet()
+        config = _read_config(bundle.path)
+        if config.hidden_size != bundle.spec.embed_dim:
+            raise BundleError(
+                f"{bundle.path}: the backbone is {config.hidden_size} wide, the spec says {bundle.spec.embed_dim}; "
+                "split again"
+            )
+        check_shapes(precision, device, _linears(config))
+        backbone = cls(_read_model(bundle, precision, device), precision, device)
+        if not backbone._eos - {None}:
+            raise BundleError(f"{bundle.path}/generation_config.json names no eos_token_id; split again")
+        return backbone
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._model.config.vocab_size)
+
+    @property
+    def parameters(self) -> int:
+        return int(self._model.num_parameters())
+
+    @property
+    def memory_bytes(self) -> int:
+        """Weights and buffers as they lie on the device."""
+        return int(self._model.get_memory_footprint())
+
+    def describe(self) -> str:
+        """One line for people: precision, device, parameters, memory."""
+        size = f"{self.parameters / 1e6:,.1f} M parameters, {self.memory_bytes / 2**20:,.0f} MiB"
+        name = torch.cuda.get_device_name(self.device) if self.device != "cpu" else f"{torch.get_num_threads()} threads"
+        return f"{self.precision} on {self.device} ({name}), {size}"
+
+    def infer(self, prompt_ids: Sequence[int], patches: FloatArray, dims: int) -> Tokens:
+        """Greedy ids, `dims` of them (chunk length times action dimensions), over the whole vocabulary.
+
+        patches: float32 (n, embed_dim), put behind the first prompt id (BOS). Raises RequestRejected when prompt and
+        patches exceed the model's context, EarlyStop and ServerFault as `decoding.greedy` does.
+        """
+        embeds = self.embed(prompt_ids, patches, dims)
+        decoded = decoding.greedy(self._model, embeds, dims, self._eos)
+        return Tokens(decoded.ids, decoded.prefill_ms, decoded.decode_ms)
+
+    def score(self, prompt_ids: Sequence[int], patches: FloatArray, ids: Sequence[int]) -> FloatArray:
+        """Teacher-forced logits, float32 (len(ids), vocabulary): what the model says where it has said `ids[:i]`."""
+        embeds = self.embed(prompt_ids, patches, len(ids))
+        logits: FloatArray = decoding.score(self._model, embeds, ids).cpu().numpy()
+        return logits
+
+    def warm_up(self, patches: int, dims: int) -> None:
+        """Run a request of usual length, so that the first robot does not pay for lazy initialisation."""
+        noise = np.random.default_rng(0).standard_normal((patches, self._model.config.hidden_size), dtype=np.float32)
+        embeds = self.embed([1] * _WARM_UP_PROMPT, noise * 0.02, dims)
+        for _ in range(_WARM_UP_RUNS):
+            decoding.greedy(self._model, embeds, dims, frozenset())  # no id ends it: every step is to run
+
+    @torch.inference_mode()
+    def embed(self, prompt_ids: Sequence[int], patches: FloatArray, dims: int) -> torch.Tensor:
+        """(1, prompt + patches, hidden) in the computation's dtype: E[BOS], patches, E[rest of the prompt]."""
+        length, context = len(prompt_ids) + len(patches) + dims, self._model.config.max_position_embeddings
+        if length > context:
+            raise RequestRejected(
+                f"prompt, {len(patches)} patches and answer are {length} tokens, the model takes {context}; "
+                "shorten the instruction or send fewer cameras"
+            )
+        text = self._model.model.embed_tokens(torch.tensor([list(prompt_ids)], device=self.device))
+        image = torch.from_numpy(patches).to(self.device, self._dtype)[None]
+        return torch.cat((text[:, :1], image, text[:, 1:]), dim=1)
+
+
+def _read_config(path: Path) -> Any:
+    """LlamaConfig of the folder; read here because transformers takes a missing file for a model of default sizes."""
+    from transformers import LlamaConfig
+
+    try:
+        fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        if fields["architectures"] != ["LlamaForCausalLM"]:
+            raise BundleError(f"{path} holds a {fields['architectures']}, expected LlamaForCausalLM; split again")
+        return LlamaConfig.from_dict(fields)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} holds no LlamaForCausalLM: config.json: {_line(error)}; split again") from error
+
+
+def _read_model(bundle: Bundle, precision: Precision, device: str) -> Any:
+    """The model on its device. A weight that the folder lacks is an error: transformers would fill it with noise."""
+    from transformers import LlamaForCausalLM
+
+    quantization = quantization_config(precision)
+    options: dict[str, Any] = {"dtype": NUMERICS[precision].dtype, "attn_implementation": "sdpa"}
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    if device != "cpu":
+        options["device_map"] = {"": device}
+    try:
+        model, info = LlamaForCausalLM.from_pretrained(
+            bundle.path, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+        )
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"precision {precision} does not fit {device} ({_line(error)}); try int8 or nf4") from error
+    except ImportError as error:
+        raise ConfigError(f"precision {precision} needs a library that is not here: {_line(error)}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BundleError(f"{bundle.path} holds no LlamaForCausalLM: {_line(error)}; split again") from error
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if found := info.get(fault):
+            names = ", ".join(sorted(str(name) for name in found)[:3])
+            raise BundleError(f"{bundle.path}: {fault.replace('_', ' ')} in the weights: {names}; split again")
+    return model.eval()
+
+
+def _linears(config: Any) -> dict[str, tuple[int, int]]:
+    """(in_features, out_features) of the kinds of linear layer that are quantised."""
+    hidden, mlp = config.hidden_size, config.intermediate_size
+    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    return {
+        "q_proj": (hidden, queries),
+        "k_proj": (hidden, keys),
+        "o_proj": (queries, hidden),
+        "gate_proj": (hidden, mlp),
+        "down_proj": (mlp, hidden),
+    }
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

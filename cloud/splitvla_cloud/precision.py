@@ -1,0 +1,88 @@
+"""The numeric types that the backbone's weights may have, and what each asks of transformers and bitsandbytes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from splitvla_shared.errors import ConfigError
+
+Precision = Literal["fp32", "bf16", "int8", "nf4"]
+
+# Shapes that the CPU kernel of bitsandbytes repacks NF4 weights into; others raise deep inside the first forward.
+_NF4_CPU_IN, _NF4_CPU_OUT = 64, 32
+
+
+@dataclass(frozen=True, slots=True)
+class Numerics:
+    """dtype: of everything that is not quantised, and of the computation. quantization: BitsAndBytesConfig's fields."""
+
+    dtype: torch.dtype
+    quantization: Mapping[str, Any] | None = None
+
+
+NUMERICS: dict[Precision, Numerics] = {
+    "fp32": Numerics(torch.float32),
+    "bf16": Numerics(torch.bfloat16),
+    "int8": Numerics(torch.bfloat16, {"load_in_8bit": True}),
+    "nf4": Numerics(
+        torch.bfloat16,
+        {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
+    ),
+}
+
+
+def select_device(device: str) -> str:
+    """ "auto" to a device that is there. Raises ConfigError for one that torch does not see."""
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device {device!r} is unknown; one of auto, cpu, cuda, cuda:N") from error
+    if wanted.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {device!r} is not supported; one of auto, cpu, cuda, cuda:N")
+    seen = torch.cuda.device_count() if wanted.type == "cuda" else 1
+    if (wanted.index or 0) >= seen:
+        raise ConfigError(f"device {device!r}: torch {torch.__version__} sees {seen} CUDA devices; try device = auto")
+    return f"cuda:{wanted.index or 0}" if wanted.type == "cuda" else "cpu"
+
+
+def check_shapes(precision: Precision, device: str, linears: Mapping[str, tuple[int, int]]) -> None:
+    """linears: (in_features, out_features) by name. Raises ConfigError where NF4 on the CPU can't take one of them."""
+    if precision != "nf4" or device != "cpu":
+        return
+    for name, (fan_in, fan_out) in linears.items():
+        if fan_in % _NF4_CPU_IN or fan_out % _NF4_CPU_OUT:
+            raise ConfigError(
+                f"precision nf4 on the CPU takes layers of {_NF4_CPU_IN}n -> {_NF4_CPU_OUT}m features, "
+                f"{name} is {fan_in} -> {fan_out}; use a GPU, or precision int8 or bf16"
+            )
+
+
+def quantization_config(precision: Precision) -> Any:
+    """transformers' BitsAndBytesConfig, or None for the types that are loaded as they are."""
+    fields = NUMERICS[precision].quantization
+    if fields is None:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(**fields)
+
+
+def keep_libraries_offline_and_quiet() -> None:
+    """Call before transformers is imported.
+
+    bitsandbytes asks the hub for CPU kernels while it is imported, and runs what it gets: a robot's server fetches no
+    code. Its warnings (no such kernel, a cast in every matmul) and the progress bars ask nothing of a user.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()

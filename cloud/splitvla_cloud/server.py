@@ -1,0 +1,205 @@
+"""The cloud process: load, bind, answer, drain.
+
+Rules of this file: health answers come from the event loop and never wait for the model; SERVING is said only while the
+backbone is warm, the port is bound and nobody asked us to leave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from splitvla_cloud.prompt import Prompt
+from splitvla_cloud.service import InferenceService
+from splitvla_cloud.settings import ServerSettings, credentials, is_loopback, port_is_taken, split_address
+from splitvla_cloud.worker import Backbone, GpuWorker
+from splitvla_shared.bundle import Bundle, open_bundle
+from splitvla_shared.errors import ConfigError, ServerFault
+from splitvla_shared.limits import max_message_bytes
+from splitvla_shared.transport import server_options
+from splitvla_shared.wire import inference_pb2 as pb
+from splitvla_shared.wire.inference_pb2_grpc import add_InferenceServicer_to_server
+
+__all__ = ["CloudServer", "LoadBackbone", "ServerSettings", "load_backbone", "serve"]
+
+logger = logging.getLogger("splitvla.cloud")
+
+LoadBackbone = Callable[[Bundle, ServerSettings], Backbone]
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
+# Health watches and Describe count too, so this lies far above what the queue admits; each connection has 8 streams.
+_MAX_RPCS = 256
+_BIND_EVERY_S = 0.1
+_STOP_GRACE_S = 2.0
+
+
+def load_backbone(bundle: Bundle, settings: ServerSettings) -> Backbone:
+    """Load and warm the real backbone. torch is imported here, on the GPU thread, and nowhere else in the server."""
+    from splitvla_cloud.backbone import Backbone as LlamaBackbone
+
+    backbone = LlamaBackbone.load(bundle, settings.precision, settings.device)
+    backbone.warm_up(bundle.spec.patches, bundle.spec.chunk_length * bundle.spec.max_action_dims)
+    return backbone
+
+
+def serve(settings: ServerSettings, load: LoadBackbone = load_backbone) -> int:
+    """Serve until SIGTERM or SIGINT; a second signal stops at once. Returns the exit code.
+
+    Raises ConfigError or BundleError when it can't start, ServerFault when the GPU thread ended.
+    """
+    if settings.bundle is None:
+        raise ConfigError("bundle is not set; give --bundle DIR, the cloud half that `splitvla-cloud split` made")
+    host, port = split_address(settings.listen)
+    credentials(settings)  # what is wrong with the settings is said before gigabytes are read
+    if port and not settings.bind_wait_s and port_is_taken(host, port):
+        raise _port_in_use(settings)
+    bundle = open_bundle(settings.bundle, "cloud")
+    return asyncio.run(_serve(CloudServer(bundle, settings, load)))
+
+
+class CloudServer:
+    """gRPC server, health and GPU worker of one process. Owned by the event loop that calls `start`."""
+
+    def __init__(self, bundle: Bundle, settings: ServerSettings, load: LoadBackbone) -> None:
+        self._bundle = bundle
+        self._settings = settings
+        prompt = Prompt.load(bundle.path, bundle.spec)
+        self._worker = GpuWorker(lambda: load(bundle, settings), settings.queue_limit)
+        self._service = InferenceService(bundle.spec, prompt, self._worker, settings.precision)
+        self._health = health.aio.HealthServicer()
+        self._server: grpc.aio.Server | None = None
+        self.port = 0
+
+    @property
+    def ended(self) -> Future[None]:
+        """Resolves when the GPU thread is gone; before `stop` that is a fault."""
+        return self._worker.ended
+
+    async def start(self) -> None:
+        """Load, bind, and say SERVING. Raises what loading or binding raises."""
+        started = time.monotonic()
+        self._worker.start()
+        if self._settings.bind_wait_s:  # a restart: the old process serves while this one loads
+            backbone = await asyncio.wrap_future(self._worker.ready)
+            await self._bind()
+        else:
+            await self._bind()
+            backbone = await asyncio.wrap_future(self._worker.ready)
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        spec, seconds = self._bundle.spec, time.monotonic() - started
+        print(f"serving {spec.name} {spec.fingerprint[:16]}: {backbone.describe()}, up in {seconds:.1f} s", flush=True)
+        host, _ = split_address(self._settings.listen)
+        print(f"ready on {_address(host, self.port)}", flush=True)
+
+    async def drain(self) -> None:
+        """Leave politely: NOT_SERVING at once, and `draining` in every reply for as long as robots need to move."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._service.draining = True
+        if sessions := self._worker.load().sessions:
+            logger.info("draining: %d sessions have %g s to leave", sessions, self._settings.drain_s)
+            await asyncio.sleep(self._settings.drain_s)
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, give running ones `grace_s`, then let go of port and GPU thread."""
+        if self._server is not None:
+            await self._server.stop(grace_s)
+        self._service.close()
+        await asyncio.to_thread(self._worker.close)
+
+    async def _bind(self) -> None:
+        """Bind and start, trying for `bind_wait_s` where another process holds the port. Raises ConfigError."""
+        settings = self._settings
+        host, port = split_address(settings.listen)
+        secrets = credentials(settings)
+        if secrets is None and not is_loopback(host):
+            logger.warning("INSECURE: %s has no TLS; whoever reaches it can move the robot", settings.listen)
+        give_up = time.monotonic() + settings.bind_wait_s
+        while port and port_is_taken(host, port):
+            if time.monotonic() >= give_up:
+                raise _port_in_use(settings)
+            await asyncio.sleep(_BIND_EVERY_S)
+        self._server = await self._build()
+        address = _address(host, port)
+        try:
+            if secrets is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, secrets)
+        except RuntimeError as error:
+            raise ConfigError(f"can't listen on {address}: {error}; check the address and the TLS files") from error
+        await self._server.start()
+
+    async def _build(self) -> grpc.aio.Server:
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        server = grpc.aio.server(
+            options=server_options(max_message_bytes(self._bundle.spec)),
+            compression=grpc.Compression.NoCompression,
+            maximum_concurrent_rpcs=_MAX_RPCS,
+        )
+        add_InferenceServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        return server
+
+    async def _set_health(self, status: Any) -> None:
+        for name in ("", _SERVICE):
+            await self._health.set(name, status)
+
+
+async def _serve(server: CloudServer) -> int:
+    """Start, wait for a signal, drain and stop; whatever happens, the port and the GPU thread are let go."""
+    leave, hurry = asyncio.Event(), asyncio.Event()
+    _on_signals(leave, hurry)
+    grace_s = 0.0
+    try:
+        started = asyncio.ensure_future(server.start())
+        if await _first(started, leave.wait()):
+            if await _first(asyncio.wrap_future(server.ended), leave.wait()):
+                raise ServerFault("the GPU thread ended; its traceback is in the log")
+            if await _first(server.drain(), hurry.wait()):
+                grace_s = _STOP_GRACE_S
+    finally:
+        await server.stop(grace_s)
+    logger.info("stopped")
+    return 0
+
+
+async def _first(work: Any, event: Any) -> bool:
+    """True when `work` is done first, and raises what it raised; False when the event came, and `work` is cancelled."""
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(event)]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            tasks[0].result()
+            return True
+        return False
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _on_signals(leave: asyncio.Event, hurry: asyncio.Event) -> None:
+    def heed(name: str) -> None:
+        logger.info("%s: %s", name, "stopping now" if leave.is_set() else "leaving")
+        (hurry if leave.is_set() else leave).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, heed, number.name)
+
+
+def _port_in_use(settings: ServerSettings) -> ConfigError:
+    return ConfigError(f"{settings.listen} is in use by another process; stop it, choose a port, or use bind_wait_s")
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,131 @@
+"""The Inference service: a request becomes a frame for the GPU, its tokens become a reply, errors become statuses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn
+
+import grpc
+
+from splitvla_cloud.prompt import Prompt
+from splitvla_cloud.validation import check_request, decode_payload
+from splitvla_cloud.worker import Frame, GpuWorker, Served
+from splitvla_shared import __version__
+from splitvla_shared.errors import Overloaded, SplitVLAError, status_for_error
+from splitvla_shared.limits import MAX_INSTRUCTION_CHARS
+from splitvla_shared.messages import spec_to_message
+from splitvla_shared.nouns import Scheme
+from splitvla_shared.spec import ModelSpec
+from splitvla_shared.wire import inference_pb2 as pb
+from splitvla_shared.wire.inference_pb2_grpc import InferenceServicer
+
+logger = logging.getLogger("splitvla.cloud")
+
+_DECODE_THREADS = 2
+# Payloads in the decoding pool at once. A legal one takes up to 4 MiB a camera, and as much again decoded.
+_MAX_DECODING = 16
+
+
+class InferenceService(InferenceServicer):
+    """Owned by the event loop; `draining` is set by the server.
+
+    Payloads are decoded on two threads of their own: a large one takes milliseconds, which would stall the event loop
+    and with it the health answers, or the GPU thread; and a malformed one is answered at once, not behind the queue.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        prompt: Prompt,
+        worker: GpuWorker,
+        precision: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._spec = spec
+        self._prompt = prompt
+        self._worker = worker
+        self._precision = precision
+        self._clock = clock
+        self._pool = ThreadPoolExecutor(_DECODE_THREADS, thread_name_prefix="decode")
+        self._decoding = 0
+        self.draining = False
+
+    async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeReply:  # noqa: N802
+        """What is served; answers while the model is still loading."""
+        return pb.DescribeReply(
+            spec=spec_to_message(self._spec),
+            schemes=[scheme.name for scheme in Scheme],
+            precision=self._precision,
+            server_version=__version__,
+            max_instruction_chars=MAX_INSTRUCTION_CHARS,
+            draining=self.draining,
+            load=self._load(),
+        )
+
+    async def Infer(self, request: pb.InferRequest, context: Any) -> pb.InferReply:  # noqa: N802
+        """One frame. Cancellation of the call, by the robot or by its deadline, takes the frame out of the queue."""
+        arrived = self._clock()
+        remaining = context.time_remaining()
+        deadline = math.inf if remaining is None else arrived + remaining
+        try:
+            return await self._infer(request, arrived, deadline)
+        except SplitVLAError as error:
+            await _refuse(context, request, error)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _infer(self, request: pb.InferRequest, arrived: float, deadline: float) -> pb.InferReply:
+        spec = self._spec
+        check_request(request, spec, self._worker.vocab_size)
+        prompt_ids = self._prompt.ids(request.instruction)
+        patches = await self._decode(request)
+        decoded = self._clock()
+        count = spec.chunk_length * request.action_dims
+        frame = Frame(request.session, request.sequence, prompt_ids, patches, count, deadline)
+        served = await asyncio.wrap_future(self._worker.submit(frame))
+        return self._reply(request.sequence, served, (decoded - arrived) * 1000, (self._clock() - arrived) * 1000)
+
+    async def _decode(self, request: pb.InferRequest) -> Any:
+        if self._decoding >= _MAX_DECODING:
+            raise Overloaded(f"frame {request.sequence}: {self._decoding} payloads are being decoded; slow down")
+        self._decoding += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._pool, decode_payload, request, self._spec)
+        finally:
+            self._decoding -= 1
+
+    def _reply(self, sequence: int, served: Served, payload_ms: float, total_ms: float) -> pb.InferReply:
+        tokens = served.tokens
+        return pb.InferReply(
+            sequence=sequence,
+            tokens=pb.ActionTokens(ids=tokens.ids),
+            stages=pb.StageDurations(
+                decode_payload_ms=payload_ms,
+                queue_ms=served.queue_ms,
+                prefill_ms=tokens.prefill_ms,
+                decode_ms=tokens.decode_ms,
+                total_ms=total_ms,
+            ),
+            load=self._load(),
+            draining=self.draining,
+            accepted_draft_tokens=tokens.accepted_draft_tokens,
+        )
+
+    def _load(self) -> pb.ServerLoad:
+        load = self._worker.load()
+        return pb.ServerLoad(queued=load.queued, sessions=load.sessions, busy=load.busy)
+
+
+async def _refuse(context: Any, request: pb.InferRequest, error: SplitVLAError) -> NoReturn:
+    status = status_for_error(error)
+    robot = request.robot[:64]
+    logger.info("session %016x robot %r: %s: %s", request.session, robot, status, error)
+    await context.abort(grpc.StatusCode[status], str(error))
+    raise AssertionError("abort raises")

@@ -1,0 +1,111 @@
+"""Settings of `serve`, and what their values mean: the address, and who may connect."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import grpc
+
+from splitvla_shared.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """bundle: the cloud half of a split. queue_limit: frames that may wait for the GPU.
+
+    bind_wait_s: 0 binds at once, so that health answers while the model loads; more loads first and then waits that
+    long for a port that another process still holds. drain_s: time that robots have to leave after SIGTERM.
+    tls_*: PEM files, all three or none; clients must then hold a certificate of `tls_client_ca`.
+    """
+
+    bundle: Path | None = None
+    precision: Literal["fp32", "bf16", "int8", "nf4"] = "bf16"
+    listen: str = "127.0.0.1:50051"
+    device: str = "auto"
+    queue_limit: int = 8
+    drain_s: float = 2.0
+    bind_wait_s: float = 0.0
+    insecure_lab: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.queue_limit <= 1024:
+            raise ConfigError(f"queue_limit is {self.queue_limit}; expected 1..1024")
+        for name in ("drain_s", "bind_wait_s"):
+            if not 0 <= getattr(self, name) <= 3600:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0..3600 seconds")
+
+
+def split_address(listen: str) -> tuple[str, int]:
+    """ "127.0.0.1:50051" or "[::1]:50051" to host and port. Raises ConfigError."""
+    host, _, port = listen.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not bare or (":" in bare and bare == host) or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"listen is {listen!r}; expected HOST:PORT such as 127.0.0.1:50051 or [::1]:50051")
+    return bare, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name: whatever it means today, it may mean a network tomorrow
+        return False
+
+
+def port_is_taken(host: str, port: int) -> bool:
+    """Ask with a socket of our own, because gRPC only says that binding failed.
+
+    Raises ConfigError when the address can't be bound at all.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return True
+        raise ConfigError(f"can't listen on {host}:{port}: {error.strerror or error}; choose another") from error
+    return False
+
+
+def credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
+    """Mutual TLS where it is configured, None for plain text.
+
+    Raises ConfigError when only some of the files are given, one can't be read, or plain text would serve a network.
+    """
+    files = {name: getattr(settings, name) for name in ("tls_key", "tls_cert", "tls_client_ca")}
+    missing = [name for name, path in files.items() if path is None]
+    if not missing:
+        key, cert, client_ca = (_read_pem(name, path) for name, path in files.items())
+        return grpc.ssl_server_credentials([(key, cert)], root_certificates=client_ca, require_client_auth=True)
+    if len(missing) < len(files):
+        raise ConfigError(f"mutual TLS needs tls_cert, tls_key and tls_client_ca; {' and '.join(missing)} is missing")
+    host, _ = split_address(settings.listen)
+    if not is_loopback(host) and not settings.insecure_lab:
+        raise ConfigError(
+            f"{settings.listen} can be reached from the network and has no TLS: anybody there could move the robot; "
+            "give tls_cert, tls_key and tls_client_ca, listen on 127.0.0.1, or set insecure_lab in a closed lab"
+        )
+    return None
+
+
+def _read_pem(name: str, path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{name} {path}: {error.strerror}") from error
+    if b"-----BEGIN " not in data:
+        raise ConfigError(f"{name} {path} is not a PEM file")
+    return data
