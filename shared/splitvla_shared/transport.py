@@ -22,6 +22,7 @@ _CLIENT: tuple[Option, ...] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 250),
     ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.enable_http_proxy", 0),  # a proxy that is set for downloads must not get between a robot and its server
     ("grpc.enable_retries", 0),  # late work is never retried: a newer observation is always better
 )
 

@@ -1,0 +1,157 @@
+"""splitvla-edge: the robot's commands. The only place on this side that reads configuration and constructs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from splitvla_shared import __version__
+from splitvla_shared.config import describe_config, load_config
+from splitvla_shared.errors import SplitVLAError
+
+# Options of `run` and the setting that each of them is.
+_RUN_OPTIONS = {
+    "bundle": "bundle",
+    "server": "server",
+    "robot": "robot",
+    "instruction": "instruction",
+    "unnorm_key": "unnorm_key",
+    "scheme": "scheme",
+    "control_hz": "control_hz",
+    "duration_s": "duration_s",
+    "run_dir": "run_dir",
+    "accept_clipped": "accept_clipped",
+    "threads": "threads",
+    "frames": "replay.frames",
+    "fps": "replay.fps",
+    "loop": "replay.loop",
+    "commands": "replay.commands",
+    "device": "camera.device",
+    "tls_ca": "tls_ca",
+    "tls_cert": "tls_cert",
+    "tls_key": "tls_key",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0, or the error's own after one line on standard error."""
+    arguments = _parser().parse_args(argv)
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its C core narrates lost connections on standard error
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except SplitVLAError as error:
+        print(f"splitvla-edge: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="splitvla-edge", description="SplitVLA on the robot")
+    parser.add_argument("--version", action="version", version=f"splitvla {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_act(commands.add_parser("act", help="ask for one action and print it"))
+    _add_run(commands.add_parser("run", help="run the daemon: camera and robot, one safe command every tick"))
+    watch = commands.add_parser("watch", help="show a run live, from its folder")
+    watch.add_argument("run_dir", type=Path)
+    watch.set_defaults(command=_watch)
+    perceive = commands.add_parser("perceive")  # the daemon's own second process; not listed in the help
+    perceive.add_argument("--fd", type=int, required=True)
+    perceive.set_defaults(command=_perceive)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--unnorm-key", metavar="KEY", help="the dataset whose statistics scale the action")
+    parser.add_argument("--scheme", help="payload scheme, e.g. f32, bf16, int8, int4-zstd (bf16)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the encoder (all cores)")
+    parser.add_argument("--tls-ca", metavar="PEM", help="the authority that signed the server's certificate")
+    parser.add_argument("--tls-cert", metavar="PEM", help="the robot's certificate")
+    parser.add_argument("--tls-key", metavar="PEM", help="the robot's private key")
+
+
+def _add_act(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", type=Path, required=True, help="the edge half that `split` made")
+    parser.add_argument("--server", required=True, metavar="HOST:PORT")
+    parser.add_argument("--image", type=Path, required=True, help="a camera frame: PNG, JPEG, ...")
+    parser.add_argument("--instruction", required=True)
+    _add_model(parser)
+    parser.add_argument("--deadline-s", type=float, default=10.0, metavar="S", help="for the answer (10)")
+    parser.add_argument("--connect-timeout-s", type=float, default=5.0, metavar="S", help="for the connection (5)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output, nothing else")
+    parser.set_defaults(command=_act)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", help="the edge half that `split` made")
+    parser.add_argument("--server", metavar="HOST:PORT")
+    parser.add_argument("--robot", metavar="NAME", help="replay or camera")
+    parser.add_argument("--instruction")
+    _add_model(parser)
+    parser.add_argument("--control-hz", type=float, metavar="HZ", help="ticks a second (5)")
+    parser.add_argument("--duration-s", type=float, metavar="S", help="end after this long")
+    parser.add_argument("--run-dir", metavar="DIR", help="where the step log goes (runs/<time>)")
+    parser.add_argument("--accept-clipped", action="store_true", default=None, help="act on clipped action tokens too")
+    parser.add_argument("--frames", metavar="PATH", help="replay: a folder of images or a video")
+    parser.add_argument("--fps", type=float, help="replay: frames a second")
+    parser.add_argument("--loop", action="store_true", default=None, help="replay: start over at the end")
+    parser.add_argument("--commands", metavar="FILE", help="replay: where the commands are recorded")
+    parser.add_argument("--device", help="camera: /dev/video0, an index, or a stream address")
+    parser.add_argument("--view", action="store_true", help="show the run live in this terminal")
+    parser.add_argument("--config", type=Path, metavar="TOML", help="settings file; options given here win over it")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; may be repeated")
+    parser.set_defaults(command=_run)
+
+
+def _act(arguments: argparse.Namespace) -> int:
+    from splitvla_edge.act import ActRequest, act_once, render_json, render_text
+
+    result = act_once(
+        ActRequest(
+            bundle=arguments.bundle,
+            server=arguments.server,
+            image=arguments.image,
+            instruction=arguments.instruction,
+            unnorm_key=arguments.unnorm_key,
+            scheme=arguments.scheme,
+            deadline_s=arguments.deadline_s,
+            connect_timeout_s=arguments.connect_timeout_s,
+            threads=arguments.threads,
+            tls_ca=arguments.tls_ca,
+            tls_cert=arguments.tls_cert,
+            tls_key=arguments.tls_key,
+        )
+    )
+    print(render_json(result) if arguments.json else render_text(result))
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from splitvla_edge.daemon import RunSettings, run
+
+    given = {setting: getattr(arguments, option) for option, setting in _RUN_OPTIONS.items()}
+    settings = load_config(RunSettings, arguments.config, arguments.set, given)
+    for line in describe_config(settings):
+        print(f"  {line}")
+    return run(settings)
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from splitvla_edge.watch import watch
+
+    watch(arguments.run_dir)
+    return 0
+
+
+def _perceive(arguments: argparse.Namespace) -> int:
+    from splitvla_edge.perception import perceive
+
+    return perceive(sys.stdin, arguments.fd)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""One action for one image file, and how it is shown: to a person as text, to a program as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from splitvla_edge.images import load_image
+from splitvla_edge.policy import EdgePolicy
+from splitvla_edge.security import Security
+from splitvla_shared.codec import parse_scheme
+from splitvla_shared.errors import ConfigError
+from splitvla_shared.limits import check_instruction
+from splitvla_shared.nouns import ActionChunk, Observation, Scheme
+
+DEFAULT_SCHEME = Scheme.BF16
+
+
+@dataclass(frozen=True, slots=True)
+class ActRequest:
+    """What the command line asks for. scheme: a name in any case, None for bf16."""
+
+    bundle: Path
+    server: str
+    image: Path
+    instruction: str
+    unnorm_key: str | None = None
+    scheme: str | None = None
+    deadline_s: float = 10.0
+    connect_timeout_s: float = 5.0
+    threads: int | None = None
+    tls_ca: Path | str | None = None
+    tls_cert: Path | str | None = None
+    tls_key: Path | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ActResult:
+    chunk: ActionChunk
+    scheme: Scheme
+    unnorm_key: str
+
+
+def act_once(request: ActRequest) -> ActResult:
+    """Read the image, connect, ask once. What costs nothing to check is checked before the model is loaded.
+
+    Raises any error of the tree in splitvla_shared.errors.
+    """
+    for name in ("deadline_s", "connect_timeout_s"):
+        if not 0 < getattr(request, name) < 3600:
+            raise ConfigError(f"{name} is {getattr(request, name)}; expected more than 0 and less than 3600 seconds")
+    scheme = DEFAULT_SCHEME if request.scheme is None else parse_scheme(request.scheme)
+    security = Security.from_files(request.tls_ca, request.tls_cert, request.tls_key)
+    instruction = check_instruction(request.instruction)
+    image = load_image(request.image)
+    captured_at = time.monotonic()
+    with EdgePolicy.connect(
+        request.bundle,
+        request.server,
+        unnorm_key=request.unnorm_key,
+        scheme=scheme,
+        security=security,
+        connect_timeout_s=request.connect_timeout_s,
+        threads=request.threads,
+    ) as policy:
+        chunk = policy.act(Observation(0, (image,), instruction, captured_at), deadline_s=request.deadline_s)
+        return ActResult(chunk, scheme, policy.model.statistics.key)
+
+
+def render_json(result: ActResult) -> str:
+    """One JSON object on one line; floats in full precision, so that they read back as the same float64.
+
+    "action" is a list of numbers, and "clipped" the dimensions whose token lay outside the action bins. For a model
+    whose chunk is longer than one action, "action" is a list of such lists and "clipped" indexes "tokens".
+    """
+    chunk = result.chunk
+    actions = chunk.actions.tolist()
+    return json.dumps(
+        {
+            "tokens": list(chunk.tokens),
+            "action": actions[0] if len(actions) == 1 else actions,
+            "clipped": list(chunk.clipped),
+            "timings_ms": dataclasses.asdict(chunk.stages),
+            "wire_bytes": chunk.wire_bytes,
+            "scheme": result.scheme.name.lower(),
+            "unnorm_key": result.unnorm_key,
+        },
+        allow_nan=False,
+    )
+
+
+def render_text(result: ActResult) -> str:
+    """A line a dimension (token, action with 6 decimals, clipped or not), then where the time went."""
+    chunk = result.chunk
+    lines = [f"action for {result.unnorm_key}", f"  {'dim':>3}  {'token':>6}  {'action':>12}"]
+    dims = chunk.actions.shape[1]
+    for index, value in enumerate(chunk.actions.ravel()):
+        token = str(chunk.tokens[index]) if chunk.tokens else "-"
+        mark = "  clipped: no action token" if index in chunk.clipped else ""
+        lines.append(f"  {index % dims:>3}  {token:>6}  {value:>12.6f}{mark}")
+    lines.append("time")
+    for name, value in dataclasses.asdict(chunk.stages).items():
+        lines.append(f"  {name.removesuffix('_ms'):<16}{value:>10.1f} ms")
+    lines.append(f"sent {chunk.wire_bytes:,} B as {result.scheme.name.lower()}")
+    return "\n".join(lines)

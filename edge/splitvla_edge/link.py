@@ -1,0 +1,225 @@
+"""The wire to the GPU host: a typed call in, a typed reply or a LinkError out; protobuf and grpc stay inside.
+
+Rules of this file:
+ - Nothing the peer sends is trusted: counts, ids, numbers and texts are checked, and what is odd is a ServerFault.
+ - A call is never retried: a newer observation is always better. Only `describe` waits for a server to appear.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import grpc
+import numpy as np
+
+from splitvla_edge.calls import InferCall, Reply, ServerDescription, ServerLoad, ServerStages
+from splitvla_edge.security import Security
+from splitvla_shared.errors import (
+    ConfigError,
+    LinkError,
+    ServerFault,
+    Unreachable,
+    error_for_status,
+)
+from splitvla_shared.messages import spec_from_message, tensor_to_message
+from splitvla_shared.nouns import FloatArray, Scheme
+from splitvla_shared.transport import client_options
+from splitvla_shared.wire import inference_pb2 as pb
+from splitvla_shared.wire import inference_pb2_grpc as rpc
+
+_MAX_TOKEN_ID = 1 << 24
+_RECONNECT_PAUSE_S = 0.1  # as long as the channel's own first back-off
+_ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
+
+
+class GrpcLink:
+    """One gRPC channel to one server, which reconnects by itself. Owned by the perception process; thread-safe."""
+
+    def __init__(self, address: str, *, security: Security | None = None) -> None:
+        """Open a channel; connecting happens in `describe`. Raises ConfigError on a bad address or TLS file."""
+        self.address = check_address(address)
+        target = f"dns:///{self.address}"  # explicit, so that a host called "unix" is a host
+        options = client_options()
+        if security is None:
+            self._channel = grpc.insecure_channel(target, options=options)
+        else:
+            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(*security.read()), options=options)
+        self._stub = rpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def describe(self, timeout_s: float) -> ServerDescription:
+        """What the server serves, waiting up to `timeout_s` for one to answer.
+
+        Raises Unreachable when none does, ServerFault when what answers is not a SplitVLA server.
+        """
+        deadline = time.monotonic() + timeout_s
+        reason = "it does not answer"
+        while (remaining := deadline - time.monotonic()) > 0:
+            try:
+                message = self._call(self._stub.Describe, pb.DescribeRequest(), remaining)
+                return _read_description(message, self.address)
+            except grpc.RpcError as error:
+                status = error.code().name
+                if status == "UNAVAILABLE":
+                    reason = _text(error.details()) or reason
+                elif status != "DEADLINE_EXCEEDED":
+                    raise self._failure(error, "describe") from error
+            time.sleep(max(0.0, min(_RECONNECT_PAUSE_S, deadline - time.monotonic())))
+        raise Unreachable(
+            f"no server at {self.address} after {timeout_s:.1f} s: {reason}; "
+            f"check the address, and that both sides use TLS or neither does"
+        )
+
+    def infer(self, request: InferCall, deadline_s: float) -> Reply:
+        """Send one observation and wait for its action, at most `deadline_s`; on expiry the call is cancelled.
+
+        Raises the LinkError of the status, or ServerFault when the reply is not an action for this request.
+        """
+        try:
+            message = self._call(self._stub.Infer, _write_request(request), deadline_s)
+        except grpc.RpcError as error:
+            raise self._infer_failure(error, request, deadline_s) from error
+        return _read_reply(message, request)
+
+    def close(self) -> None:
+        """Close the channel; a call in flight ends with Unreachable. May be called twice."""
+        self._channel.close()
+
+    def __enter__(self) -> GrpcLink:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
+        try:
+            return method(request, timeout=timeout_s)
+        except ValueError as error:  # grpc's only way to say that the channel is closed
+            raise Unreachable(f"the link to {self.address} is closed") from error
+
+    def _infer_failure(self, error: grpc.RpcError, request: InferCall, deadline_s: float) -> LinkError:
+        if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            return self._failure(error, f"frame {request.sequence}")
+        return error_for_status("DEADLINE_EXCEEDED")(request.miss(deadline_s))
+
+    def _failure(self, error: grpc.RpcError, what: str) -> LinkError:
+        status, details = error.code().name, _text(error.details())
+        kind = error_for_status(status)
+        if status == "CANCELLED":  # the server never cancels: our own side closed the channel
+            kind = Unreachable
+        elif status == "RESOURCE_EXHAUSTED" and "larger than max" in details:  # our own bound on replies
+            kind = ServerFault
+        elif status == "UNIMPLEMENTED":
+            details = f"not a splitvla server of this version ({details})"
+        return kind(f"{what}: the call to {self.address} ended with {status}: {details or 'no reason given'}")
+
+
+def check_address(address: str) -> str:
+    """HOST:PORT itself. Raises ConfigError on anything else."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None or not 1 <= int(match["port"]) <= 65535:
+        raise ConfigError(f"server address {address!r} is not HOST:PORT; write it as 192.168.1.20:50051 or [::1]:50051")
+    return address
+
+
+def _write_request(request: InferCall) -> pb.InferRequest:
+    return pb.InferRequest(
+        fingerprint=request.fingerprint,
+        session=request.session,
+        sequence=request.sequence,
+        robot=request.robot,
+        instruction=request.instruction,
+        cameras=[
+            pb.CameraEmbedding(camera=camera.camera, tensor=tensor_to_message(camera.tensor))
+            for camera in request.cameras
+        ],
+        state=() if request.state is None else request.state.tolist(),
+        action_dims=request.action_dims,
+        draft_tokens=request.draft_tokens,
+    )
+
+
+def _read_reply(message: pb.InferReply, request: InferCall) -> Reply:
+    frame = f"frame {request.sequence}"
+    if message.sequence != request.sequence:
+        raise ServerFault(f"{frame}: the server answered for frame {message.sequence}; the reply is dropped")
+    action = message.WhichOneof("action")
+    if action is None:
+        raise ServerFault(f"{frame}: the reply holds no action")
+    tokens = _checked_tokens(message.tokens.ids, request) if action == "tokens" else ()
+    chunk = _checked_chunk(message.chunk, request) if action == "chunk" else None
+    return Reply(
+        sequence=message.sequence,
+        tokens=tokens,
+        chunk=chunk,
+        stages=_checked_stages(message.stages, frame),
+        load=_read_load(message.load, frame),
+        draining=message.draining,
+        key_frame_needed=message.key_frame_needed,
+        accepted_draft_tokens=message.accepted_draft_tokens,
+    )
+
+
+def _checked_tokens(ids: Sequence[int], request: InferCall) -> tuple[int, ...]:
+    expected = request.chunk_length * request.action_dims
+    if len(ids) != expected:
+        raise ServerFault(f"frame {request.sequence}: the reply holds {len(ids)} tokens, expected {expected}")
+    tokens = tuple(int(token) for token in ids)
+    if max(tokens) >= _MAX_TOKEN_ID:
+        raise ServerFault(f"frame {request.sequence}: token id {max(tokens)} is above any vocabulary")
+    return tokens
+
+
+def _checked_chunk(chunk: pb.ContinuousChunk, request: InferCall) -> FloatArray:
+    steps, dims = request.chunk_length, request.action_dims
+    if chunk.dims != dims or len(chunk.values) != steps * dims:
+        raise ServerFault(
+            f"frame {request.sequence}: the reply holds {len(chunk.values)} values of {chunk.dims} dimensions, "
+            f"expected {steps} x {dims}"
+        )
+    values = np.array(chunk.values, np.float32).reshape(steps, dims)
+    if not np.isfinite(values).all():
+        raise ServerFault(f"frame {request.sequence}: the action holds numbers that are not finite")
+    return values
+
+
+def _checked_stages(stages: pb.StageDurations, what: str) -> ServerStages:
+    durations = ServerStages(
+        stages.decode_payload_ms, stages.queue_ms, stages.prefill_ms, stages.decode_ms, stages.total_ms
+    )
+    for name in ServerStages.__slots__:
+        value = getattr(durations, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise ServerFault(f"{what}: the server reports {name} = {value}; a duration is finite and not negative")
+    return durations
+
+
+def _read_load(load: pb.ServerLoad, what: str) -> ServerLoad:
+    if not 0 <= load.busy <= 1.001:  # also false for NaN
+        raise ServerFault(f"{what}: the server reports busy = {load.busy}; expected 0..1")
+    return ServerLoad(load.queued, load.sessions, min(load.busy, 1.0))
+
+
+def _read_description(message: pb.DescribeReply, address: str) -> ServerDescription:
+    known = {scheme.value for scheme in Scheme}
+    return ServerDescription(
+        spec=spec_from_message(message.spec),
+        schemes=tuple(Scheme(value) for value in message.schemes if value in known),
+        precision=_text(message.precision),
+        version=_text(message.server_version),
+        max_instruction_chars=message.max_instruction_chars,
+        draining=message.draining,
+        load=_read_load(message.load, address),
+    )
+
+
+def _text(text: str | None) -> str:
+    """The peer's words as one bounded line of printable text, fit for a log."""
+    line = " ".join((text or "").split())[:300]
+    return "".join(char if char.isprintable() else "?" for char in line)

@@ -1,0 +1,72 @@
+"""The robot's half of a model as its bundle describes it, and whether a server holds the other half."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from splitvla_edge.calls import ServerDescription
+from splitvla_edge.images import GRAY, Fill
+from splitvla_shared.actions import ActionStatistics, parse_statistics, select_statistics
+from splitvla_shared.bundle import Bundle
+from splitvla_shared.errors import BundleError, ConfigError, SpecMismatch
+from splitvla_shared.nouns import Scheme
+from splitvla_shared.spec import ModelSpec
+
+STATISTICS_FILE = "statistics.json"
+_SHOWN_DIFFERENCES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeModel:
+    """What the edge bundle says, read once: the agreed spec, the chosen statistics, the colour of the padding."""
+
+    spec: ModelSpec
+    statistics: ActionStatistics
+    fill: Fill = GRAY
+
+
+def read_edge_model(bundle: Bundle, unnorm_key: str | None) -> EdgeModel:
+    """Spec, statistics and padding of an edge bundle. Raises BundleError; ObservationError on an unknown key."""
+    file = bundle.path / STATISTICS_FILE
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleError(f"{file}: {error.strerror}; copy the bundle again or split again") from error
+    except ValueError as error:
+        raise BundleError(f"{file} is not valid JSON ({error}); split again") from error
+    if not isinstance(data, dict):
+        raise BundleError(f"{file} holds no table of datasets; split again")
+    statistics = select_statistics(parse_statistics(data), unnorm_key)
+    return EdgeModel(bundle.spec, statistics, _read_fill(bundle.extra.get("letterbox_fill"), bundle.path))
+
+
+def check_same_model(here: ModelSpec, there: ModelSpec) -> None:
+    """Raises SpecMismatch that names the fields that differ; the fingerprint only where nothing else explains it."""
+    lines = here.differences(there)
+    if not lines:
+        return
+    telling = [line for line in lines if not line.startswith("fingerprint:")] or lines
+    more = len(telling) - _SHOWN_DIFFERENCES
+    shown = "; ".join(line[:200] for line in telling[:_SHOWN_DIFFERENCES]) + (f"; {more} more" if more > 0 else "")
+    raise SpecMismatch(
+        f"the server holds another model than this bundle: {shown}; "
+        f"use the edge/ and cloud/ folders that one `splitvla-cloud split` wrote"
+    )
+
+
+def check_accepted(scheme: Scheme, server: ServerDescription) -> None:
+    """Raises ConfigError when the server does not accept payloads of this scheme."""
+    if scheme not in server.schemes:
+        names = ", ".join(known.name.lower() for known in server.schemes) or "none that this version knows"
+        raise ConfigError(f"the server does not accept payload scheme {scheme.name.lower()}; it accepts {names}")
+
+
+def _read_fill(value: Any, path: Path) -> Fill:
+    if value is None:
+        return GRAY
+    if isinstance(value, list) and len(value) == 3 and all(type(c) is int and 0 <= c <= 255 for c in value):
+        return (value[0], value[1], value[2])
+    raise BundleError(f"{path}: letterbox_fill is {value!r}, expected three numbers 0..255; split again")

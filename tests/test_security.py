@@ -1,0 +1,87 @@
+"""Mutual TLS of the link: it connects with the right files, and says what is wrong with any other."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import grpc
+import pytest
+
+from splitvla_edge.link import GrpcLink
+from splitvla_edge.security import Security
+from splitvla_shared.errors import ConfigError, Unreachable
+from tests.fake_server import SPEC, FakeServicer, serving
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ca, server and robot key pairs, made with the openssl program."""
+    folder = tmp_path_factory.mktemp("tls")
+
+    def openssl(*arguments: str) -> None:
+        try:
+            subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True, timeout=60)
+        except FileNotFoundError:
+            pytest.skip("no openssl program")
+
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca", "-days", "2")
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    for name in ("server", "robot"):
+        openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        signing = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names"]
+        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signing)
+    return folder
+
+
+def _server_credentials(folder: Path) -> grpc.ServerCredentials:
+    pair = ((folder / "server.key").read_bytes(), (folder / "server.pem").read_bytes())
+    return grpc.ssl_server_credentials([pair], (folder / "ca.pem").read_bytes(), require_client_auth=True)
+
+
+def test_mutual_tls_connects(certificates: Path) -> None:
+    security = Security(certificates / "ca.pem", certificates / "robot.pem", certificates / "robot.key")
+    with (
+        serving(FakeServicer(), credentials=_server_credentials(certificates)) as address,
+        GrpcLink(address, security=security) as link,
+    ):
+        assert link.describe(5.0).spec == SPEC
+
+
+def test_without_tls_a_tls_server_is_unreachable_and_the_message_says_what_to_check(certificates: Path) -> None:
+    with (
+        serving(FakeServicer(), credentials=_server_credentials(certificates)) as address,
+        GrpcLink(address) as link,
+        pytest.raises(Unreachable, match="both sides use TLS or neither"),
+    ):
+        link.describe(0.5)
+
+
+def test_a_bad_tls_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("hello")
+    with pytest.raises(ConfigError, match=r"ca file .*ca\.pem is not PEM"):
+        GrpcLink("h:1", security=Security(tmp_path / "ca.pem", tmp_path / "no.pem", tmp_path / "no.key"))
+    with pytest.raises(ConfigError, match=r"ca file .*no\.pem: No such file"):
+        GrpcLink("h:1", security=Security(tmp_path / "no.pem", tmp_path / "no.pem", tmp_path / "no.key"))
+
+
+def test_tls_settings_come_together_or_not_at_all() -> None:
+    assert Security.from_files(None, "", None) is None
+    assert Security.from_files("a", "b", "c") == Security(Path("a"), Path("b"), Path("c"))
+    with pytest.raises(ConfigError, match=r"missing: tls_key$"):
+        Security.from_files("a", "b", None)
+
+
+def test_a_robot_that_signed_its_own_certificate_is_turned_away(certificates: Path) -> None:
+    stranger = certificates / "stranger.pem"
+    subject = ["-subj", "/CN=stranger", "-days", "2"]
+    signing = ["openssl", "req", "-x509", "-key", "robot.key", *subject, "-out", str(stranger)]
+    subprocess.run(signing, cwd=certificates, check=True, capture_output=True, timeout=60)
+    security = Security(certificates / "ca.pem", stranger, certificates / "robot.key")
+    with (
+        serving(FakeServicer(), credentials=_server_credentials(certificates)) as address,
+        GrpcLink(address, security=security) as link,
+        pytest.raises(Unreachable),
+    ):
+        link.describe(0.5)
