@@ -1,0 +1,304 @@
+"""The local socket pair between control and perception: small fixed messages, never a wait on the control side.
+
+Rules of this file: bytes of the peer become a message or a ChannelError; sizes are bounded before anything is built;
+a full buffer drops the message and counts it, because a slow peer must not slow the control loop. No pickle.
+Layout, little-endian: one byte for the kind, then the fields in the order of the class; a text is its length as u16
+and UTF-8. Both ends are of one version and on one machine, so that monotonic times may travel.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from splitvla_edge.fallback import Asked, Chunk, Miss, Outcome, Ready
+from splitvla_shared.errors import SplitVLAError
+from splitvla_shared.nouns import StageTimes
+
+MAX_CHUNK, MAX_DIMS, MAX_TEXT_BYTES = 256, 64, 512
+_MAX_MESSAGE = 1024 + MAX_CHUNK * MAX_DIMS * 8
+_MAX_PER_RECEIVE = 256  # more than a peer sends in any sane period: one call must end
+
+
+class ChannelError(SplitVLAError):
+    """Bytes that are no message of this protocol."""
+
+
+class ChannelClosed(SplitVLAError):  # noqa: N818 - an ordinary end, not a fault
+    """The peer is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """Control to perception, every tick: tag calls with `epoch`, number them above `sequence_floor`.
+
+    A call's deadline follows from its frame's age, max_age_s and the bounds. enabled False: make no calls.
+    """
+
+    epoch: int
+    sequence_floor: int
+    max_age_s: float
+    deadline_min_s: float
+    deadline_max_s: float
+    enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSeen:
+    """Perception to control: the camera is alive."""
+
+    captured_at: float
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """Perception to control: the two machines do not hold the same model."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exhausted:
+    """Perception to control: the camera will never give another frame."""
+
+    frames: int
+
+
+Message = Hint | Ready | FrameSeen | Asked | Chunk | Miss | Contract | Exhausted
+
+_HINT = struct.Struct("<BIQdddB")
+_READY = struct.Struct("<BHH16s")
+_FRAME = struct.Struct("<BdQ")
+_ASKED = struct.Struct("<BQIdd")
+_CHUNK = struct.Struct("<BQIddHHIQ10d")
+_MISS = struct.Struct("<BQBH")
+_TEXT = struct.Struct("<BH")
+_EXHAUSTED = struct.Struct("<BQ")
+
+
+def pack(message: Message) -> bytes:
+    """The bytes of one message. Raises ChannelError when a field is out of its bounds."""
+    kind, write, _ = _KINDS[type(message)]
+    try:
+        return write(kind, message)
+    except (struct.error, ValueError) as error:
+        raise ChannelError(f"message {type(message).__name__} can't be sent: {error}") from error
+
+
+def unpack(data: bytes) -> Message:
+    """The message of these bytes. Raises ChannelError on anything else."""
+    read = _READERS.get(data[0]) if data else None
+    if read is None:
+        raise ChannelError(f"a message of {len(data)} bytes has an unknown kind; both processes must be one version")
+    try:
+        return read(data)
+    except (struct.error, ValueError) as error:
+        raise ChannelError(f"a message of kind {data[0]} and {len(data)} bytes is damaged: {error}") from error
+
+
+class Channel:
+    """One end of the pair. Owned by its process; `send` may be called from two threads (a datagram is atomic)."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self.dropped = 0
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, socket.socket]:
+        """This process's end, and the socket whose fd goes to the other process."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return cls(ours), theirs
+
+    @classmethod
+    def from_fd(cls, fd: int) -> Channel:
+        """The end that the parent process handed over. Raises ChannelError when `fd` is no such socket."""
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError as error:
+            raise ChannelError(f"file descriptor {fd} is no socket ({error}); it is handed over by `run`") from error
+        if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
+            sock.detach()
+            raise ChannelError(f"file descriptor {fd} is not the daemon's socket; it is handed over by `run`")
+        return cls(sock)
+
+    def send(self, message: Message) -> bool:
+        """False when the peer's buffer is full and the message was dropped. Raises ChannelClosed."""
+        data = pack(message)
+        try:
+            self._socket.send(data)
+        except BlockingIOError:
+            self.dropped += 1
+            return False
+        except OSError as error:
+            raise ChannelClosed(f"the other process is gone ({error.strerror})") from error
+        return True
+
+    def receive(self) -> list[Message]:
+        """All messages that are there, without waiting. Raises ChannelError, and ChannelClosed once all are read."""
+        messages: list[Message] = []
+        while len(messages) < _MAX_PER_RECEIVE:
+            try:
+                data, _, flags, _ = self._socket.recvmsg(_MAX_MESSAGE)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                raise ChannelClosed(f"the other process is gone ({error.strerror})") from error
+            if not data:
+                if messages:
+                    break  # the end is met again by the next call
+                raise ChannelClosed("the other process closed its end")
+            if flags & socket.MSG_TRUNC:
+                raise ChannelError(f"a message is longer than {_MAX_MESSAGE} bytes")
+            messages.append(unpack(data))
+        return messages
+
+    def wait(self, timeout_s: float) -> bool:
+        """True when something can be received within `timeout_s`."""
+        try:
+            poller = select.poll()
+            poller.register(self._socket, select.POLLIN)
+            return bool(poller.poll(timeout_s * 1e3))
+        except (OSError, ValueError) as error:
+            raise ChannelClosed(f"this end is closed ({error})") from error
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _times(*values: float) -> None:
+    if not all(map(math.isfinite, values)):
+        raise ValueError("a time is not finite")
+
+
+def _write_text(text: str) -> bytes:
+    return text.encode("utf-8", "replace")[:MAX_TEXT_BYTES].decode("utf-8", "ignore").encode()
+
+
+def _read_text(data: bytes, length: int) -> str:
+    if length != len(data) or length > MAX_TEXT_BYTES:
+        raise ValueError(f"a text of {len(data)} bytes says that it has {length}")
+    return data.decode("utf-8")  # UnicodeDecodeError is a ValueError
+
+
+def _write_hint(kind: int, m: Hint) -> bytes:
+    _times(m.max_age_s, m.deadline_min_s, m.deadline_max_s)
+    return _HINT.pack(kind, m.epoch, m.sequence_floor, m.max_age_s, m.deadline_min_s, m.deadline_max_s, int(m.enabled))
+
+
+def _read_hint(data: bytes) -> Hint:
+    _, epoch, floor, max_age_s, low_s, high_s, enabled = _HINT.unpack(data)
+    _times(max_age_s, low_s, high_s)
+    if not (0.0 <= low_s <= high_s and max_age_s >= 0.0 and enabled in (0, 1)):
+        raise ValueError("deadlines make no sense")
+    return Hint(epoch, floor, max_age_s, low_s, high_s, bool(enabled))
+
+
+def _write_ready(kind: int, m: Ready) -> bytes:
+    return _READY.pack(kind, m.dims, m.chunk_length, m.fingerprint[:16].encode("ascii"))
+
+
+def _read_ready(data: bytes) -> Ready:
+    _, dims, length, fingerprint = _READY.unpack(data)
+    if not (1 <= dims <= MAX_DIMS and 1 <= length <= MAX_CHUNK):
+        raise ValueError(f"chunks of {length} x {dims}")
+    return Ready(dims, length, fingerprint.rstrip(b"\0").decode("ascii"))
+
+
+def _write_frame(kind: int, m: FrameSeen) -> bytes:
+    _times(m.captured_at)
+    return _FRAME.pack(kind, m.captured_at, m.index)
+
+
+def _read_frame(data: bytes) -> FrameSeen:
+    _, captured_at, index = _FRAME.unpack(data)
+    _times(captured_at)
+    return FrameSeen(captured_at, index)
+
+
+def _write_asked(kind: int, m: Asked) -> bytes:
+    _times(m.captured_at, m.deadline_at)
+    return _ASKED.pack(kind, m.sequence, m.epoch, m.captured_at, m.deadline_at)
+
+
+def _read_asked(data: bytes) -> Asked:
+    _, sequence, epoch, captured_at, deadline_at = _ASKED.unpack(data)
+    _times(captured_at, deadline_at)
+    return Asked(sequence, epoch, captured_at, deadline_at)
+
+
+def _write_chunk(kind: int, m: Chunk) -> bytes:
+    length, dims = len(m.actions), len(m.actions[0]) if m.actions else 0
+    if not (1 <= length <= MAX_CHUNK and 1 <= dims <= MAX_DIMS):
+        raise ValueError(f"a chunk of {length} x {dims}")
+    _times(m.captured_at, m.finished_at)
+    head = _CHUNK.pack(
+        kind, m.sequence, m.epoch, m.captured_at, m.finished_at, length, dims, m.clipped, m.wire_bytes,
+        *astuple(m.stages),
+    )  # fmt: skip
+    values = [value for row in m.actions for value in row]
+    if len(values) != length * dims:
+        raise ValueError("the rows of a chunk have different lengths")
+    return head + struct.pack(f"<{length * dims}d", *values)
+
+
+def _read_chunk(data: bytes) -> Chunk:
+    """Actions may hold numbers that are not finite: judging them is the machine's part."""
+    head = _CHUNK.unpack(data[: _CHUNK.size])
+    _, sequence, epoch, captured_at, finished_at, length, dims, clipped, wire_bytes = head[:9]
+    _times(captured_at, finished_at, *head[9:])
+    if not (1 <= length <= MAX_CHUNK and 1 <= dims <= MAX_DIMS):
+        raise ValueError(f"a chunk of {length} x {dims}")
+    values = struct.unpack(f"<{length * dims}d", data[_CHUNK.size :])
+    rows = tuple(values[i : i + dims] for i in range(0, len(values), dims))
+    return Chunk(sequence, epoch, captured_at, finished_at, rows, clipped, StageTimes(*head[9:]), wire_bytes)
+
+
+def _write_miss(kind: int, m: Miss) -> bytes:
+    text = _write_text(m.text)
+    return _MISS.pack(kind, m.sequence, m.outcome, len(text)) + text
+
+
+def _read_miss(data: bytes) -> Miss:
+    _, sequence, outcome, length = _MISS.unpack(data[: _MISS.size])
+    if outcome == Outcome.MET:
+        raise ValueError("a miss that was met")
+    return Miss(sequence, Outcome(outcome), _read_text(data[_MISS.size :], length))
+
+
+def _write_contract(kind: int, m: Contract) -> bytes:
+    text = _write_text(m.text or "no reason given")
+    return _TEXT.pack(kind, len(text)) + text
+
+
+def _read_contract(data: bytes) -> Contract:
+    _, length = _TEXT.unpack(data[: _TEXT.size])
+    return Contract(_read_text(data[_TEXT.size :], length))
+
+
+def _write_exhausted(kind: int, m: Exhausted) -> bytes:
+    return _EXHAUSTED.pack(kind, m.frames)
+
+
+def _read_exhausted(data: bytes) -> Exhausted:
+    return Exhausted(_EXHAUSTED.unpack(data)[1])
+
+
+# Message class -> (its kind on the wire, writer, reader).
+_KINDS: dict[type[Any], tuple[int, Callable[[int, Any], bytes], Callable[[bytes], Message]]] = {
+    Hint: (1, _write_hint, _read_hint),
+    Ready: (2, _write_ready, _read_ready),
+    FrameSeen: (3, _write_frame, _read_frame),
+    Asked: (4, _write_asked, _read_asked),
+    Chunk: (5, _write_chunk, _read_chunk),
+    Miss: (6, _write_miss, _read_miss),
+    Contract: (7, _write_contract, _read_contract),
+    Exhausted: (8, _write_exhausted, _read_exhausted),
+}
+_READERS = {kind: read for kind, _, read in _KINDS.values()}

@@ -1,0 +1,190 @@
+"""The control loop: on every tick receive, read the robot, tick the machine, apply one command, emit one record.
+
+Rules of this file: no model, no codec, no network, no rendering; nothing here waits but for the next tick. The
+schedule is absolute, so that a late tick delays no other.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from splitvla_edge.channel import Contract, Exhausted, FrameSeen, Hint, Message
+from splitvla_edge.fallback import Asked, Chunk, Command, Miss, Ready, Reply, State, TickInputs
+from splitvla_edge.machine import FallbackMachine
+from splitvla_edge.record import StepRecord
+from splitvla_edge.robots.base import Robot, RobotState
+from splitvla_shared.errors import RobotError
+
+
+class Peer(Protocol):
+    """The perception process as the control loop sees it. No call waits or raises."""
+
+    @property
+    def generation(self) -> int:
+        """Rises with every start of the process."""
+
+    @property
+    def up(self) -> bool: ...
+
+    def receive(self) -> list[Message]: ...
+
+    def send(self, message: Message) -> None: ...
+
+
+@dataclass(slots=True)
+class Requests:
+    """What signal handlers ask of the loop: plain flags, because a handler must not take a lock."""
+
+    stop: bool = False
+    reset: bool = False
+
+
+class ControlLoop:
+    """Owned by the control process's main thread. Mutable state: what perception last said, and the robot's faults."""
+
+    def __init__(
+        self,
+        machine: FallbackMachine,
+        robot: Robot,
+        peer: Peer,
+        emit: Callable[[StepRecord], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.requests = Requests()
+        self.exhausted = False
+        self.frames_seen = 0
+        self._machine, self._robot, self._peer, self._emit = machine, robot, peer, emit
+        self._clock, self._sleep = clock, sleep
+        self._started = clock()
+        self._generation = -1
+        self._ready: Ready | None = None
+        self._frame_at: float | None = None
+        self._contract = ""
+        self._read_fault = self._apply_fault = ""
+        self._stopped = False
+
+    def run(self, duration_s: float | None = None) -> State:
+        """Tick until asked to stop, the camera is exhausted, or `duration_s` is over; then stop the robot.
+
+        Returns the machine's last state.
+        """
+        self._started = start = self._clock()
+        dt_s, slot = self._machine.dt_s, 0
+        try:
+            while not (self.requests.stop or self.exhausted):
+                now = self._clock()
+                if duration_s is not None and now - start >= duration_s:
+                    break
+                self.tick(now, lateness_s=max(0.0, now - (start + slot * dt_s)))
+                # After an overrun the missed slots are left out: two commands in a burst are worse than one late.
+                slot = max(slot + 1, math.ceil((self._clock() - start) / dt_s))
+                self._sleep(max(0.0, start + slot * dt_s - self._clock()))
+        finally:
+            self._stop_robot()
+        return self._machine.state
+
+    def tick(self, now: float, lateness_s: float = 0.0) -> Command:
+        """One tick, in the order that the first lines of this file give."""
+        replies = self._receive()
+        state = self._read_robot()
+        command = self._machine.tick(now, self._inputs(replies, state, lateness_s))
+        self._apply(command)
+        self._peer.send(self._hint())
+        self._emit(self._record(now, command, replies, lateness_s))
+        return command
+
+    def _receive(self) -> tuple[Reply, ...]:
+        if self._peer.generation != self._generation:
+            self._generation, self._ready = self._peer.generation, None
+        replies: list[Reply] = []
+        for message in self._peer.receive():
+            if isinstance(message, Asked | Chunk | Miss):
+                replies.append(message)
+            elif isinstance(message, FrameSeen):
+                self._frame_at, self.frames_seen = message.captured_at, message.index + 1
+            elif isinstance(message, Ready):
+                self._ready, self._contract = message, ""
+            elif isinstance(message, Contract):
+                self._contract = message.text
+            elif isinstance(message, Exhausted):
+                self.exhausted = True
+        return tuple(replies)
+
+    def _read_robot(self) -> RobotState:
+        self._read_fault = ""
+        try:
+            return self._robot.read_state()
+        except RobotError as error:
+            self._read_fault = str(error)
+            return RobotState(ready=False)
+
+    def _inputs(self, replies: tuple[Reply, ...], state: RobotState, lateness_s: float) -> TickInputs:
+        reset, self.requests.reset = self.requests.reset, False
+        return TickInputs(
+            replies=replies,
+            frame_at=self._frame_at,
+            ready=self._ready,
+            robot_ready=state.ready and not self._apply_fault,
+            estop=state.estop,
+            contract=self._contract,
+            reset=reset,
+            lateness_s=lateness_s,
+            gripper=state.gripper,
+            position=state.position,
+        )
+
+    def _apply(self, command: Command) -> None:
+        self._apply_fault = ""
+        try:
+            self._robot.apply(command)
+            if command.stop and not self._stopped:
+                self._robot.stop()
+        except RobotError as error:  # seen by the next tick, which holds and tries again
+            self._apply_fault = str(error)
+        else:
+            self._stopped = command.stop
+
+    def _hint(self) -> Hint:
+        machine, settings = self._machine, self._machine.settings
+        return Hint(
+            epoch=machine.epoch,
+            sequence_floor=machine.highest_sequence,
+            max_age_s=machine.max_age_s(),
+            deadline_min_s=settings.deadline_min_ms / 1e3,
+            deadline_max_s=settings.deadline_max_ms / 1e3,
+            enabled=machine.state is not State.SAFE_STOP,
+        )
+
+    def _record(self, now: float, command: Command, replies: tuple[Reply, ...], lateness_s: float) -> StepRecord:
+        chunk = next((reply for reply in reversed(replies) if isinstance(reply, Chunk)), None)
+        miss = next((reply for reply in reversed(replies) if isinstance(reply, Miss)), None)
+        gripper = self._robot.action_space.gripper
+        return StepRecord(
+            tick=command.tick,
+            t=now - self._started,
+            state=command.state.value,
+            cause=command.cause,
+            epoch=command.epoch,
+            command=command.values,
+            sequence=command.sequence,
+            age_ms=None if command.age_s is None else command.age_s * 1e3,
+            gripper=command.values[gripper] if gripper is not None and command.values else None,
+            stages=None if chunk is None else chunk.stages,
+            wire_bytes=None if chunk is None else chunk.wire_bytes,
+            miss="" if miss is None else miss.outcome.name,
+            detail=self._contract or self._read_fault or self._apply_fault or ("" if miss is None else miss.text),
+            lateness_ms=lateness_s * 1e3,
+            perception_up=self._peer.up,
+        )
+
+    def _stop_robot(self) -> None:
+        try:
+            self._robot.stop()
+        except RobotError as error:
+            self._apply_fault = str(error)

@@ -1,0 +1,162 @@
+"""The daemon behind `splitvla-edge run`: the control loop here, perception in a process of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from splitvla_edge.control import ControlLoop, Requests
+from splitvla_edge.fallback import FallbackSettings, State
+from splitvla_edge.machine import FallbackMachine
+from splitvla_edge.perception import PerceptionSettings
+from splitvla_edge.record import STEPS_FILE, LineWriter, StepRecord, read_steps, summarise, write_run
+from splitvla_edge.robots import open_robot
+from splitvla_edge.robots.base import Robot
+from splitvla_edge.robots.camera import CameraSettings
+from splitvla_edge.robots.replay import ReplaySettings
+from splitvla_edge.supervisor import Supervisor, start_perception
+from splitvla_shared.encoders import FP32
+from splitvla_shared.errors import ConfigError, RobotError
+from splitvla_shared.limits import check_instruction
+
+_SIGNALS = {signal.SIGINT: "stop", signal.SIGTERM: "stop", signal.SIGUSR1: "reset"}
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """Everything that `run` can be told.
+
+    bundle, server and instruction have no default. run_dir: of the step log, none = runs/<time>. accept_clipped:
+    execute actions of which tokens had to be clipped. threads: of the encoder, none = all physical cores.
+    encoder: fp32, or fp16 or int8 where the bundle has them. provider: auto, tensorrt, cuda or cpu.
+    image_pipeline: none = the bundle's own. Names of pipelines and transforms: docs/images-and-actions.md.
+    """
+
+    bundle: Path | None = None
+    server: str = ""
+    robot: str = "replay"
+    instruction: str = ""
+    unnorm_key: str | None = None
+    scheme: str = "bf16"
+    control_hz: float = 5.0
+    duration_s: float | None = None
+    run_dir: Path | None = None
+    accept_clipped: bool = False
+    threads: int | None = None
+    encoder: str = FP32
+    provider: str = "auto"
+    image_pipeline: str | None = None
+    camera_transform: str = "none"
+    action_transform: str = "none"
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    fallback: FallbackSettings = field(default_factory=FallbackSettings)
+    replay: ReplaySettings = field(default_factory=ReplaySettings)
+    camera: CameraSettings = field(default_factory=CameraSettings)
+
+    def __post_init__(self) -> None:
+        if not 0.1 <= self.control_hz <= 1000:
+            raise ConfigError(f"control_hz is {self.control_hz}; expected 0.1..1000")
+        if self.duration_s is not None and not self.duration_s > 0:
+            raise ConfigError(f"duration_s is {self.duration_s}; expected above 0")
+        if len({path is None for path in (self.tls_ca, self.tls_cert, self.tls_key)}) > 1:
+            raise ConfigError("tls_ca, tls_cert and tls_key belong together; set all three or none")
+
+    def perception(self, first_frame: int) -> PerceptionSettings:
+        """The perception process's part. Raises ConfigError when a setting without default is not set."""
+        if self.bundle is None or not self.server:
+            raise ConfigError("bundle and server must be set: --bundle DIR --server HOST:PORT")
+        shared = {
+            each.name: getattr(self, each.name)
+            for each in dataclasses.fields(PerceptionSettings)
+            if each.name != "first_frame"
+        }
+        return PerceptionSettings(**shared, first_frame=first_frame)
+
+
+def new_run_dir() -> Path:
+    """runs/<time>, where a run without a folder of its own goes."""
+    return Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+
+
+def run(settings: RunSettings) -> int:
+    """Run until the camera is exhausted, the duration is over, or SIGINT or SIGTERM; SIGUSR1 is the operator's reset.
+
+    Returns 0, RobotError's exit code when the run ended in SAFE_STOP, or perception's own when it gave up for good.
+    Raises ConfigError and ObservationError before anything moves.
+    """
+    check_instruction(settings.instruction)
+    settings.perception(0)
+    run_dir = settings.run_dir or new_run_dir()
+    about = {"settings": dataclasses.asdict(settings), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "ended": False}
+    robot = open_robot(settings.robot, settings.replay, run_dir)
+    log = LineWriter(run_dir / STEPS_FILE)
+    state, fatal = State.INIT, None
+    try:
+        write_run(run_dir, about)
+        state, fatal = _control(settings, robot, log)
+    finally:
+        robot.close()
+        log.close()
+        write_run(run_dir, {**about, "ended": True, "state": state.value, "lines_lost": log.dropped + log.failed})
+    print(f"{run_dir}: {summarise(read_steps(run_dir / STEPS_FILE)).line()}")
+    if fatal is not None:
+        return fatal
+    return RobotError.exit_code if state is State.SAFE_STOP else 0
+
+
+def _control(settings: RunSettings, robot: Robot, log: LineWriter) -> tuple[State, int | None]:
+    dt_s = 1.0 / settings.control_hz
+    machine = FallbackMachine(settings.fallback, robot.action_space, dt_s, accept_clipped=settings.accept_clipped)
+    supervisor = Supervisor(lambda fd: start_perception(settings.perception(loop.frames_seen).to_json(), fd))
+    loop = ControlLoop(machine, robot, supervisor, _emitter(log))
+
+    def give_up() -> None:
+        loop.requests.stop = True
+
+    supervisor.on_fatal = give_up
+    supervisor.begin()
+    try:
+        with _signals(loop.requests):
+            return loop.run(settings.duration_s), supervisor.fatal
+    finally:
+        supervisor.end()
+
+
+def _emitter(log: LineWriter) -> Callable[[StepRecord], None]:
+    """Log every record, and tell the operator once when the robot is stopped for good."""
+    previous = State.INIT.value
+
+    def emit(record: StepRecord) -> None:
+        nonlocal previous
+        log.put(record.to_json())
+        if record.state == State.SAFE_STOP.value != previous:
+            why = f"{record.cause}: {record.detail}" if record.detail else record.cause
+            print(f"splitvla-edge: SAFE_STOP, {why}; SIGUSR1 resets, SIGTERM ends the run", file=sys.stderr)
+        previous = record.state
+
+    return emit
+
+
+@contextmanager
+def _signals(requests: Requests) -> Iterator[None]:
+    """Signals become flags of the loop; the previous handlers come back at the end."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        setattr(requests, _SIGNALS[signal.Signals(number)], True)
+
+    before: dict[signal.Signals, Any] = {number: signal.signal(number, note) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

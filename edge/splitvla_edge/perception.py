@@ -1,0 +1,304 @@
+"""The perception process: newest frame, policy, message; it may crash or hang, and the control process only holds.
+
+Rules of this file: one call in flight; a frame is used once and the newest wins; every call is announced (Asked)
+before it begins and ends in a Chunk or a Miss; a second thread reports the camera's frames while a call is running.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from splitvla_edge.channel import Channel, ChannelClosed, ChannelError, Contract, Exhausted, FrameSeen, Hint, Message
+from splitvla_edge.fallback import Asked, Chunk, Miss, Outcome, Ready, deadline_s
+from splitvla_edge.robots import open_camera
+from splitvla_edge.robots.base import Camera, Frame
+from splitvla_edge.robots.camera import CameraSettings
+from splitvla_edge.robots.replay import ReplaySettings
+from splitvla_shared.config import load_config
+from splitvla_shared.encoders import FP32
+from splitvla_shared.errors import (
+    ConfigError,
+    DeadlineMissed,
+    EarlyStop,
+    LinkError,
+    ObservationError,
+    Overloaded,
+    RequestRejected,
+    RobotError,
+    SpecMismatch,
+    SplitVLAError,
+    Superseded,
+    Unreachable,
+)
+from splitvla_shared.nouns import ActionChunk, Observation
+
+_IDLE_S = 0.004  # between looks for a new frame
+_LISTEN_S = 0.02  # between reports of the camera's newest frame
+_HANDSHAKE_S = 1.0
+_BACKOFF_S = (0.25, 2.0)  # first and last
+_UNREACHABLE_PAUSE_S = 0.1  # calls without a connection fail at once: they must not spin
+
+# The first class that an error belongs to says how its call ended; whatever else the policy raises is a fault.
+OUTCOMES: tuple[tuple[type[SplitVLAError], Outcome], ...] = (
+    (DeadlineMissed, Outcome.MISSED),
+    (Unreachable, Outcome.UNREACHABLE),
+    (Overloaded, Outcome.OVERLOADED),
+    (Superseded, Outcome.SUPERSEDED),
+    (RequestRejected, Outcome.REJECTED),
+    (ObservationError, Outcome.REJECTED),
+    (EarlyStop, Outcome.EARLY_STOP),
+    (SplitVLAError, Outcome.FAULT),
+)
+
+
+class Policy(Protocol):
+    """What perception asks of EdgePolicy."""
+
+    def handshake(self, timeout_s: float) -> object: ...
+
+    def act(self, observation: Observation, *, deadline_s: float) -> ActionChunk: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PerceptionSettings:
+    """See RunSettings, of which this is the perception process's part. first_frame: where a replay begins."""
+
+    bundle: Path
+    server: str
+    instruction: str
+    robot: str = "replay"
+    unnorm_key: str | None = None
+    scheme: str = "bf16"
+    threads: int | None = None
+    encoder: str = FP32
+    provider: str = "auto"
+    image_pipeline: str | None = None
+    camera_transform: str = "none"
+    action_transform: str = "none"
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    first_frame: int = 0
+    replay: ReplaySettings = field(default_factory=ReplaySettings)
+    camera: CameraSettings = field(default_factory=CameraSettings)
+
+    def to_json(self) -> str:
+        """One object of dotted keys, as `load_config` takes them; what is None is left out."""
+        return json.dumps(dict(_flat(self, "")))
+
+
+def _flat(settings: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for each in dataclasses.fields(settings):
+        value = getattr(settings, each.name)
+        if dataclasses.is_dataclass(value):
+            yield from _flat(value, f"{prefix}{each.name}.")
+        elif value is not None:
+            yield prefix + each.name, str(value) if isinstance(value, Path) else value
+
+
+class Perception:
+    """The loop. Owned by the perception process; `step` runs in its main thread and `listen` in a second one.
+
+    Mutable state: the newest hint and `closed` (written by the listener), and the last sequence and frame.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        ready: Ready,
+        camera: Camera,
+        channel: Channel,
+        instruction: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], object] | None = None,
+    ) -> None:
+        """pause: waits for so many seconds; none = until then or until the control process is gone."""
+        self.closed = threading.Event()
+        self._policy, self._ready, self._camera, self._channel = policy, ready, camera, channel
+        self._instruction, self._clock, self._pause = instruction, clock, pause or self.closed.wait
+        self._hint: Hint | None = None
+        self._agreed = self._ever_agreed = self._said_exhausted = False
+        self._backoff_s = _BACKOFF_S[0]
+        self._sequence = 0
+        self._last_frame = self._last_reported = -1
+
+    def run(self) -> None:
+        """Step until the control process is gone. Raises what makes a restart pointless: see `step`."""
+        listener = threading.Thread(target=self._listen_on, name="listener", daemon=True)
+        listener.start()
+        try:
+            while not self.closed.is_set():
+                self.step()
+        finally:
+            self.closed.set()
+            listener.join()
+
+    def step(self) -> None:
+        """Connect, or use the newest frame, or wait a moment.
+
+        Raises SpecMismatch or ConfigError from the first handshake: a bundle or setting that no retry can mend.
+        """
+        if not self._agreed:
+            self._connect()
+            return
+        frame = self._new_frame()
+        hint = self._hint
+        if frame is not None and hint is not None:
+            self._last_frame = frame.index  # also while calls are not wanted: the frame is old when they are again
+            if hint.enabled:
+                self._call(frame, hint)
+                return
+        self._pause(_IDLE_S)
+
+    def listen(self) -> None:
+        """Take the newest hint, and report the camera's newest frame."""
+        try:
+            for message in self._channel.receive():
+                if isinstance(message, Hint):
+                    self._hint = message
+            newest = self._camera.newest(self._clock())
+            if newest is not None and newest[1] > self._last_reported:
+                self._channel.send(FrameSeen(*newest))
+                self._last_reported = newest[1]
+        except (ChannelClosed, ChannelError):
+            self.closed.set()
+        except RobotError as error:
+            self._send(Miss(0, Outcome.FAULT, str(error)))
+
+    def _listen_on(self) -> None:
+        while not self.closed.wait(_LISTEN_S):
+            self.listen()
+
+    def _send(self, message: Message) -> None:
+        try:
+            self._channel.send(message)
+        except ChannelClosed:
+            self.closed.set()
+
+    def _connect(self) -> None:
+        try:
+            self._policy.handshake(_HANDSHAKE_S)
+        except (SpecMismatch, ConfigError) as error:
+            if not self._ever_agreed:
+                raise
+            self._send(Contract(str(error)))
+        except LinkError as error:
+            self._send(Miss(0, _outcome(error), str(error)))
+        else:
+            self._agreed = self._ever_agreed = True
+            self._backoff_s = _BACKOFF_S[0]
+            self._send(self._ready)
+            return
+        self._pause(self._backoff_s)
+        self._backoff_s = min(self._backoff_s * 2, _BACKOFF_S[1])
+
+    def _new_frame(self) -> Frame | None:
+        now = self._clock()
+        try:
+            frame = self._camera.latest(now)
+        except RobotError as error:
+            self._send(Miss(0, Outcome.FAULT, str(error)))
+            self._pause(_UNREACHABLE_PAUSE_S)
+            return None
+        if frame is not None and frame.index > self._last_frame:
+            return frame
+        if self._camera.exhausted(now) and not self._said_exhausted:
+            self._said_exhausted = True
+            self._send(Exhausted(self._last_frame + 1))
+        return None
+
+    def _call(self, frame: Frame, hint: Hint) -> None:
+        now = self._clock()
+        self._sequence = sequence = max(self._sequence, hint.sequence_floor) + 1
+        budget_s = deadline_s(now - frame.captured_at, hint.max_age_s, hint.deadline_min_s, hint.deadline_max_s)
+        self._send(Asked(sequence, hint.epoch, frame.captured_at, now + budget_s))
+        observation = Observation(frame.index, (frame.image,), self._instruction, frame.captured_at)
+        try:
+            chunk = self._policy.act(observation, deadline_s=budget_s)
+        except SplitVLAError as error:
+            self._send(Miss(sequence, _outcome(error), str(error)))
+            self._agreed = not isinstance(error, SpecMismatch)  # the server may have been restarted: ask it
+            if isinstance(error, Unreachable):
+                self._pause(_UNREACHABLE_PAUSE_S)
+            return
+        self._send(
+            Chunk(
+                sequence=sequence,
+                epoch=hint.epoch,
+                captured_at=frame.captured_at,
+                finished_at=self._clock(),
+                actions=tuple(tuple(row) for row in chunk.actions.tolist()),
+                clipped=len(chunk.clipped),
+                stages=chunk.stages,
+                wire_bytes=chunk.wire_bytes,
+            )
+        )
+
+
+def _outcome(error: SplitVLAError) -> Outcome:
+    return next(outcome for kind, outcome in OUTCOMES if isinstance(error, kind))
+
+
+def perceive(stream: TextIO, fd: int) -> int:
+    """The `perceive` subcommand: settings as JSON on `stream`, the daemon's socket as file descriptor `fd`.
+
+    Returns 0 when the control process is gone. Raises BundleError, ConfigError, ObservationError or SpecMismatch,
+    which no restart can mend.
+    """
+    # Only this process holds a model and a network; the imports are here so that control can read PerceptionSettings.
+    from splitvla_edge.encoder import OnnxEncoder
+    from splitvla_edge.link import GrpcLink
+    from splitvla_edge.model import read_edge_model
+    from splitvla_edge.policy import EdgePolicy
+    from splitvla_edge.probe import probed
+    from splitvla_edge.security import Security
+    from splitvla_shared.bundle import open_bundle
+    from splitvla_shared.codec import parse_scheme
+
+    channel = Channel.from_fd(fd)
+    settings = read_settings(stream)
+    tls = (settings.tls_ca, settings.tls_cert, settings.tls_key)
+    security = Security(tls[0], tls[1], tls[2]) if tls[0] and tls[1] and tls[2] else None
+    scheme = parse_scheme(settings.scheme)
+    camera = open_camera(settings.robot, settings.replay, settings.camera, settings.first_frame)
+    try:
+        with GrpcLink(settings.server, security=security) as link:
+            bundle = open_bundle(settings.bundle, "edge")
+            model = read_edge_model(bundle, settings.unnorm_key)
+            encoder = OnnxEncoder(bundle, settings.threads, variant=settings.encoder, provider=settings.provider)
+            print(f"splitvla-edge: encoder {encoder.variant} on {encoder.selection.describe()}", file=sys.stderr)
+            probed(encoder, bundle, settings.encoder)
+            policy = EdgePolicy(
+                model,
+                encoder,
+                link,
+                robot=settings.robot,
+                scheme=scheme,
+                image_pipeline=settings.image_pipeline,
+                camera_transform=settings.camera_transform,
+                action_transform=settings.action_transform,
+            )
+            ready = Ready(model.statistics.dims, model.spec.chunk_length, model.spec.fingerprint[:16])
+            Perception(policy, ready, camera, channel, settings.instruction).run()
+    finally:
+        camera.close()
+        channel.close()
+    return 0
+
+
+def read_settings(stream: TextIO) -> PerceptionSettings:
+    """What `PerceptionSettings.to_json` wrote. Raises ConfigError."""
+    try:
+        given = json.loads(stream.read())
+        return load_config(PerceptionSettings, given=given)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ConfigError(f"the settings on standard input can't be read ({error}); `run` writes them") from error

@@ -1,0 +1,225 @@
+"""The step log: one record a tick, written by a thread of its own, read back, and summed up."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import queue
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from splitvla_shared.errors import ConfigError
+from splitvla_shared.nouns import StageTimes
+
+STEPS_FILE, RUN_FILE = "steps.jsonl", "run.json"
+_QUEUE_LINES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What one tick saw and did.
+
+    t: seconds since the run began. sequence, age_ms: of the action that was executed, None when none was. stages,
+    wire_bytes: of the newest answer that arrived on this tick. miss, detail: the newest miss of this tick, and in
+    words what is wrong. lateness_ms: the tick's start less its schedule.
+    """
+
+    tick: int
+    t: float
+    state: str
+    cause: str
+    epoch: int
+    command: tuple[float, ...]
+    sequence: int | None = None
+    age_ms: float | None = None
+    gripper: float | None = None
+    stages: StageTimes | None = None
+    wire_bytes: int | None = None
+    miss: str = ""
+    detail: str = ""
+    lateness_ms: float = 0.0
+    perception_up: bool = True
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> StepRecord:
+        """Read what `to_json` wrote. Raises ValueError, KeyError or TypeError on anything else."""
+        data = json.loads(line)
+        values = {field.name: data[field.name] for field in dataclasses.fields(cls)}
+        values["command"] = tuple(values["command"])
+        if values["stages"] is not None:
+            values["stages"] = StageTimes(**values["stages"])
+        return cls(**values)
+
+
+class LineWriter:
+    """Lines to a file without ever making the caller wait.
+
+    Owned by the control process; `put` from one thread. Mutable state: the queue, and the counts of what was lost:
+    `dropped` when the queue was full, `failed` when the disk refused.
+    """
+
+    def __init__(self, path: Path, capacity: int = _QUEUE_LINES) -> None:
+        """Raises ConfigError when the file can't be made."""
+        self.dropped = self.failed = 0
+        self._path = path
+        self._queue: queue.Queue[str | None] = queue.Queue(capacity)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("wb", buffering=0)
+        except OSError as error:
+            raise ConfigError(f"{path} can't be written: {error.strerror}; choose another folder") from error
+        self._thread = threading.Thread(target=self._write, name=f"log {path.name}", daemon=True)
+        self._thread.start()
+
+    def put(self, line: str) -> None:
+        try:
+            self._queue.put_nowait(line)
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Write what is queued, for at most `timeout_s`, and close the file."""
+        try:
+            self._queue.put(None, timeout=timeout_s)
+        except queue.Full:
+            return  # the disk hangs: the thread ends with the process
+        self._thread.join(timeout_s)
+
+    def _write(self) -> None:
+        with self._file as file:
+            while (line := self._queue.get()) is not None:
+                self._write_line(file, line)
+
+    def _write_line(self, file: io.FileIO, line: str) -> None:
+        try:
+            file.write(line.encode() + b"\n")
+        except OSError as error:
+            self.failed += 1
+            if self.failed == 1:
+                print(f"splitvla-edge: {self._path}: {error.strerror}; the log has gaps", file=sys.stderr)
+
+
+def write_run(run_dir: Path, content: Mapping[str, Any]) -> None:
+    """Replace run.json in one step, so that a reader never sees half of it. Raises ConfigError."""
+    draft = run_dir / (RUN_FILE + ".part")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+        draft.replace(run_dir / RUN_FILE)
+    except OSError as error:
+        raise ConfigError(f"{run_dir / RUN_FILE} can't be written: {error.strerror}; choose another folder") from error
+
+
+def run_has_ended(run_dir: Path) -> bool:
+    """Whether run.json says so. Raises ConfigError when `run_dir` is no run's folder."""
+    try:
+        return json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8")).get("ended") is True
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{run_dir} is not the folder of a run: {RUN_FILE} can't be read ({error})") from error
+
+
+class StepTail:
+    """A steps.jsonl that is still being written. Mutable state: how far it was read, and the torn last line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset, self._torn, self._line = path, 0, b"", 0
+
+    def poll(self) -> list[StepRecord]:
+        """Whole records since the last call; a torn last line waits for its rest. Raises ConfigError."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise ConfigError(f"{self._path} can't be read: {error.strerror}") from error
+        self._offset += len(data)
+        *lines, self._torn = (self._torn + data).split(b"\n")
+        return [self._parse(line) for line in lines]
+
+    def _parse(self, line: bytes) -> StepRecord:
+        self._line += 1
+        try:
+            return StepRecord.from_json(line)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{self._path} line {self._line} is no step record: {error!r}") from error
+
+
+def read_steps(path: Path) -> list[StepRecord]:
+    """All whole records of a step log; a torn last line is left out. Raises ConfigError."""
+    if not path.is_file():
+        raise ConfigError(f"{path} is not there; a run's folder holds {STEPS_FILE}")
+    return StepTail(path).poll()
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """A run in numbers. shares: state to its share of the ticks. stages: name to (p50, p99) in ms, over the answers."""
+
+    ticks: int
+    duration_s: float
+    shares: Mapping[str, float]
+    longest_hold_s: float
+    answers: int
+    misses: Mapping[str, int]
+    stages: Mapping[str, tuple[float, float]]
+    bytes_per_frame: float
+    lateness_p99_ms: float
+
+    def line(self) -> str:
+        """The run on one line, for the end of `run`."""
+        shares = ", ".join(f"{state} {share:.1%}" for state, share in self.shares.items())
+        misses = ", ".join(f"{count} {name}" for name, count in self.misses.items()) or "no misses"
+        p50, p99 = self.stages.get("total_ms", (0.0, 0.0))
+        return (
+            f"{self.ticks} ticks in {self.duration_s:.1f} s: {shares or 'none'}; {self.answers} answers "
+            f"(p50 {p50:.0f} ms, p99 {p99:.0f} ms, {self.bytes_per_frame:,.0f} B a frame), {misses}; "
+            f"longest hold {self.longest_hold_s:.1f} s; ticks late by {self.lateness_p99_ms:.1f} ms (p99)"
+        )
+
+
+def summarise(records: Sequence[StepRecord]) -> RunSummary:
+    """Sum up a run."""
+    states = Counter(record.state for record in records)
+    answered = [record.stages for record in records if record.stages is not None]
+    sizes = [record.wire_bytes for record in records if record.wire_bytes is not None]
+    names = [field.name for field in dataclasses.fields(StageTimes)]
+    return RunSummary(
+        ticks=len(records),
+        duration_s=records[-1].t - records[0].t if records else 0.0,
+        shares={state: count / len(records) for state, count in states.items()},
+        longest_hold_s=_longest_hold_s(records),
+        answers=len(answered),
+        misses=dict(Counter(record.miss for record in records if record.miss)),
+        stages={name: _quantiles([getattr(times, name) for times in answered]) for name in names} if answered else {},
+        bytes_per_frame=sum(sizes) / len(sizes) if sizes else 0.0,
+        lateness_p99_ms=_quantiles([record.lateness_ms for record in records])[1],
+    )
+
+
+def _longest_hold_s(records: Iterable[StepRecord]) -> float:
+    longest, since = 0.0, math.inf
+    for record in records:
+        since = min(since, record.t) if record.state == "HOLD" else math.inf
+        longest = max(longest, record.t - since)
+    return longest
+
+
+def _quantiles(values: Sequence[float]) -> tuple[float, float]:
+    """(p50, p99) by nearest rank; zeros when empty."""
+    if not values:
+        return 0.0, 0.0
+    ordered = sorted(values)
+    rank = [min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1) for share in (0.5, 0.99)]
+    return ordered[rank[0]], ordered[rank[1]]

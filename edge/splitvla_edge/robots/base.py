@@ -1,0 +1,129 @@
+"""What the daemon asks of a camera and of a robot, and the action space that every robot declares."""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from splitvla_edge.fallback import Command
+from splitvla_shared.errors import ConfigError
+from splitvla_shared.nouns import Image
+
+
+class Kind(enum.Enum):
+    """What an action's numbers are; it decides what holding still means."""
+
+    DELTA_EE = "delta_ee"
+    DELTA_JOINT = "delta_joint"
+    ABSOLUTE = "absolute"
+    VELOCITY = "velocity"
+
+
+@dataclass(frozen=True, slots=True)
+class ActionSpace:
+    """Declared by every robot adapter; there is no default.
+
+    low, high: limits of each dimension, in the robot's units, gripper included. gripper: index of the dimension that
+    is the gripper's absolute target, None without one. gripper_start: the target until the first command or reading.
+    """
+
+    kind: Kind
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    gripper: int | None = None
+    gripper_start: float = 0.0
+    names: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if len(self.low) != len(self.high) or not self.low:
+            raise ConfigError(f"action space: {len(self.low)} lower and {len(self.high)} upper limits must agree")
+        if self.gripper is not None and not 0 <= self.gripper < len(self.low):
+            raise ConfigError(f"action space: gripper index {self.gripper} is outside 0..{len(self.low) - 1}")
+        for index, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
+            # Holding is zero motion, so zero must be a legal delta and a legal velocity.
+            still = self.kind is Kind.ABSOLUTE or index == self.gripper or low <= 0.0 <= high
+            if not (math.isfinite(low) and math.isfinite(high) and low <= high and still):
+                raise ConfigError(f"action space: limits {low}..{high} of dimension {index} make no sense")
+
+    @property
+    def dims(self) -> int:
+        return len(self.low)
+
+    def bounded(self, values: tuple[float, ...]) -> tuple[float, ...]:
+        """Finite values, each clipped to its limits."""
+        return tuple(min(max(v, low), high) for v, low, high in zip(values, self.low, self.high, strict=True))
+
+    def hold(
+        self, last: tuple[float, ...] | None, position: tuple[float, ...] | None, gripper: float, ramp: float
+    ) -> tuple[float, ...]:
+        """The command that keeps the robot still.
+
+        last: the last action, None before the first. position: the measured pose. gripper: its target, which is kept.
+        ramp: 1 at the moment of the last motion, falling to 0; only a velocity uses it.
+        Empty when an absolute space has neither a last set point nor a measured pose.
+        """
+        if self.kind is Kind.ABSOLUTE:
+            still = last or position
+            if still is None or len(still) != self.dims or not all(map(math.isfinite, still)):
+                return ()
+        elif self.kind is Kind.VELOCITY and last is not None:
+            still = tuple(value * ramp for value in last)
+        else:
+            still = (0.0,) * self.dims
+        values = list(still)
+        if self.gripper is not None:
+            values[self.gripper] = gripper
+        return self.bounded(tuple(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One camera image; captured_at is monotonic seconds, index rises with every frame of the camera."""
+
+    image: Image
+    captured_at: float
+    index: int
+
+
+class Camera(Protocol):
+    """Used by the perception process. Any method may raise RobotError; `newest` is called from a second thread."""
+
+    def newest(self, now: float) -> tuple[float, int] | None:
+        """Capture time and index of the newest frame, without decoding it; None before the first."""
+
+    def latest(self, now: float) -> Frame | None:
+        """The newest frame; None before the first."""
+
+    def exhausted(self, now: float) -> bool:
+        """True when no newer frame will ever come."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RobotState:
+    """ready: the driver accepts commands. estop: the operator's e-stop as the driver reads it. Units as in actions."""
+
+    ready: bool = True
+    estop: bool = False
+    position: tuple[float, ...] | None = None
+    gripper: float | None = None
+
+
+class Robot(Protocol):
+    """Used by the control process. Calls must return well within a control period; any may raise RobotError."""
+
+    @property
+    def action_space(self) -> ActionSpace: ...
+
+    def read_state(self) -> RobotState: ...
+
+    def apply(self, command: Command) -> None:
+        """Execute one command; empty values mean: send nothing that moves."""
+
+    def stop(self) -> None:
+        """Ask the driver to come to rest and stay there. May be called twice."""
+
+    def close(self) -> None: ...

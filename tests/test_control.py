@@ -1,0 +1,215 @@
+"""The control loop: one command a tick, on schedule, whatever perception and the robot do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from splitvla_edge.channel import Contract, Exhausted, FrameSeen, Hint, Message
+from splitvla_edge.control import ControlLoop
+from splitvla_edge.fallback import Chunk, Command, FallbackSettings, Miss, Outcome, Ready, State
+from splitvla_edge.machine import FallbackMachine
+from splitvla_edge.record import StepRecord
+from splitvla_edge.robots.base import ActionSpace, Kind, RobotState
+from splitvla_shared.errors import RobotError
+
+DT = 0.1
+SPACE = ActionSpace(Kind.DELTA_EE, (-1.0, 0.0), (1.0, 1.0), gripper=1)
+READY = Ready(2, 1, "f")
+
+
+class FakePeer:
+    def __init__(self) -> None:
+        self.generation, self.up = 1, True
+        self.inbox: list[Message] = []
+        self.sent: list[Message] = []
+
+    def receive(self) -> list[Message]:
+        messages, self.inbox = self.inbox, []
+        return messages
+
+    def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+
+class FakeRobot:
+    """Keeps the order of the calls; `fails` names the call that raises."""
+
+    action_space = SPACE
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.commands: list[Command] = []
+        self.state = RobotState()
+        self.fails = ""
+
+    def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if name == self.fails:
+            raise RobotError(f"{name}: the arm's cable is out")
+
+    def read_state(self) -> RobotState:
+        self._called("read_state")
+        return self.state
+
+    def apply(self, command: Command) -> None:
+        self.commands.append(command)
+        self._called("apply")
+
+    def stop(self) -> None:
+        self._called("stop")
+
+    def close(self) -> None: ...
+
+
+class Rig:
+    """A loop on a simulated clock, with a fake robot and a fake peer."""
+
+    def __init__(self) -> None:
+        self.now = 50.0
+        self.peer, self.robot = FakePeer(), FakeRobot()
+        self.records: list[StepRecord] = []
+        self.machine = FallbackMachine(FallbackSettings(), SPACE, DT)
+        self.slept: list[float] = []
+        self.loop = ControlLoop(
+            self.machine, self.robot, self.peer, self.records.append, clock=lambda: self.now, sleep=self.sleep
+        )
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def frame(self) -> list[Message]:
+        return [READY, FrameSeen(self.now - 0.01, 1)]
+
+    def chunk(self, sequence: int) -> Chunk:
+        return Chunk(sequence, self.machine.epoch, self.now - 0.05, self.now, ((0.5, 1.0),), wire_bytes=99)
+
+    def tick(self, *messages: Message) -> Command:
+        self.now += DT
+        self.peer.inbox += [*self.frame(), *messages]
+        return self.loop.tick(self.now)
+
+
+def test_a_tick_reads_the_robot_applies_one_command_and_records_it() -> None:
+    rig = Rig()
+    rig.now += DT
+    rig.peer.inbox = [*rig.frame(), rig.chunk(7)]
+    command = rig.loop.tick(rig.now, lateness_s=0.002)
+    assert rig.robot.calls == ["read_state", "apply"]
+    assert (command.state, command.values) == (State.NOMINAL, (0.5, 1.0))
+    record = rig.records[0]
+    assert (record.tick, record.state, record.sequence, record.command) == (1, "NOMINAL", 7, (0.5, 1.0))
+    assert (record.wire_bytes, record.gripper, record.lateness_ms) == (99, 1.0, 2.0)
+    assert record.age_ms == pytest.approx(50.0)
+    assert record.stages is not None
+
+
+def test_every_tick_tells_perception_the_epoch_the_floor_and_the_deadline() -> None:
+    rig = Rig()
+    rig.tick(Miss(12, Outcome.MISSED, "late"))
+    assert rig.peer.sent == [Hint(1, 12, 0.3, 0.1, 0.5, True)]
+    assert (rig.records[0].miss, rig.records[0].detail) == ("MISSED", "late")
+
+
+def test_the_schedule_does_not_drift_and_missed_slots_are_left_out() -> None:
+    rig = Rig()
+    begun: list[float] = []
+    costs = iter([0.03, 0.25, 0.03, 0.03])
+
+    def take_time(_: RobotState) -> RobotState:
+        begun.append(round(rig.now - 50.0, 6))
+        rig.now += next(costs, 0.0)
+        return _
+
+    state = rig.robot.state
+    rig.robot.read_state = lambda: take_time(state)  # type: ignore[method-assign]
+    rig.loop.run(duration_s=0.75)
+    assert begun == [0.0, 0.1, 0.4, 0.5, 0.6, 0.7]
+
+
+def test_a_tick_that_begins_three_periods_late_stops_a_robot_that_moves() -> None:
+    rig = Rig()
+    rig.tick(rig.chunk(1))
+    rig.now += DT
+    rig.peer.inbox = rig.frame()
+    command = rig.loop.tick(rig.now, lateness_s=0.31)
+    assert (command.state, rig.robot.calls[-1]) == (State.SAFE_STOP, "stop")
+
+
+def test_the_driver_s_stop_is_requested_once_and_again_until_it_succeeds() -> None:
+    rig = Rig()
+    rig.robot.fails = "stop"
+    rig.robot.state = RobotState(estop=True)
+    rig.tick()
+    rig.robot.fails = ""
+    rig.tick()
+    rig.tick()
+    assert rig.robot.calls.count("stop") == 2
+
+
+def test_a_contract_violation_stands_until_perception_is_ready_again() -> None:
+    rig = Rig()
+    rig.peer.inbox = [Contract("embed_dim: 4096 here, 896 there")]
+    assert rig.loop.tick(rig.now).state is State.SAFE_STOP
+    assert rig.records[0].detail == "embed_dim: 4096 here, 896 there"
+    rig.loop.requests.reset = True
+    assert rig.loop.tick(rig.now + DT).state is State.SAFE_STOP, "a reset does not mend it"
+    rig.loop.requests.reset = True
+    assert rig.tick().state is State.INIT
+    assert rig.machine.epoch == 2
+
+
+@pytest.mark.parametrize("fails", ["read_state", "apply"])
+def test_a_robot_that_fails_means_hold_and_never_ends_the_loop(fails: str) -> None:
+    rig = Rig()
+    rig.tick(rig.chunk(1))
+    rig.robot.fails = fails
+    rig.tick(rig.chunk(2))
+    command = rig.tick(rig.chunk(3))
+    assert command.state is State.HOLD
+    assert "cable" in rig.records[-1].detail
+    assert len(rig.robot.commands) == 3
+
+
+def test_an_e_stop_of_the_robot_acts_in_the_same_tick() -> None:
+    rig = Rig()
+    rig.tick(rig.chunk(1))
+    rig.robot.state = RobotState(estop=True)
+    assert rig.tick(rig.chunk(2)).state is State.SAFE_STOP
+
+
+def test_a_perception_process_that_was_started_again_must_say_ready_again() -> None:
+    rig = Rig()
+    rig.tick(rig.chunk(1))
+    rig.peer.generation = 2
+    rig.now += DT
+    rig.peer.inbox = [FrameSeen(rig.now, 2), rig.chunk(2)]
+    assert rig.loop.tick(rig.now).state is State.HOLD
+
+
+def test_the_loop_ends_with_the_camera_after_the_last_action_and_stops_the_robot() -> None:
+    rig = Rig()
+    rig.peer.inbox = [*rig.frame(), rig.chunk(1), Exhausted(1)]
+    assert rig.loop.run() is State.NOMINAL
+    assert rig.robot.calls == ["read_state", "apply", "stop"]
+
+
+def test_the_loop_ends_when_it_is_asked_to() -> None:
+    rig = Rig()
+    rig.loop.requests.stop = True
+    assert rig.loop.run() is State.INIT
+    assert rig.robot.calls == ["stop"]
+
+
+def test_the_control_process_loads_no_model_codec_network_or_drawing() -> None:
+    """In a fresh interpreter, and for the daemon's whole import closure."""
+    banned = ["onnxruntime", "grpc", "cv2", "PIL", "splitvla_shared.codec", "google.protobuf", "rich", "torch"]
+    code = (
+        "import sys, splitvla_edge.control, splitvla_edge.daemon, splitvla_edge.robots\n"
+        f"print([name for name in {banned} if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,295 @@
+"""Perception: the newest frame once, one call at a time, and every end of a call told to the control process."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from splitvla_edge.channel import Channel, Contract, Exhausted, FrameSeen, Hint, Message
+from splitvla_edge.fallback import Asked, Chunk, Miss, Outcome, Ready
+from splitvla_edge.perception import OUTCOMES, Perception, PerceptionSettings, read_settings
+from splitvla_edge.robots.base import Frame
+from splitvla_edge.robots.replay import ReplaySettings
+from splitvla_shared.errors import (
+    ConfigError,
+    DeadlineMissed,
+    EarlyStop,
+    LinkError,
+    ObservationError,
+    Overloaded,
+    RequestRejected,
+    RobotError,
+    ServerFault,
+    SpecMismatch,
+    SplitVLAError,
+    Superseded,
+    Unreachable,
+)
+from splitvla_shared.nouns import ActionChunk, Observation, StageTimes
+
+READY = Ready(2, 1, "0123456789abcdef")
+HINT = Hint(epoch=4, sequence_floor=10, max_age_s=0.3, deadline_min_s=0.1, deadline_max_s=0.5, enabled=True)
+
+
+class FakePolicy:
+    """`handshakes` and `acts` are what the next calls raise; None or nothing left means success."""
+
+    def __init__(self) -> None:
+        self.handshakes: list[SplitVLAError | None] = []
+        self.acts: list[SplitVLAError | None] = []
+        self.seen: list[tuple[Observation, float]] = []
+
+    def handshake(self, timeout_s: float) -> None:
+        self._raise(self.handshakes)
+
+    def act(self, observation: Observation, *, deadline_s: float) -> ActionChunk:
+        self.seen.append((observation, deadline_s))
+        self._raise(self.acts)
+        return ActionChunk(
+            observation.step, np.array([[0.1, 1.0]]), "cloud", (7, 8), (1,), StageTimes(total_ms=5.0), 64
+        )
+
+    def _raise(self, errors: list[SplitVLAError | None]) -> None:
+        error = errors.pop(0) if errors else None
+        if error is not None:
+            raise error
+
+
+class FakeCamera:
+    def __init__(self) -> None:
+        self.frame: Frame | None = None
+        self.ended = False
+        self.error: RobotError | None = None
+
+    def newest(self, now: float) -> tuple[float, int] | None:
+        return None if self.frame is None else (self.frame.captured_at, self.frame.index)
+
+    def latest(self, now: float) -> Frame | None:
+        if self.error is not None:
+            raise self.error
+        return self.frame
+
+    def exhausted(self, now: float) -> bool:
+        return self.ended
+
+    def close(self) -> None: ...
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.control, theirs = Channel.pair()
+        self.peer = Channel(theirs)
+        self.now = 20.0
+        self.paused: list[float] = []
+        self.policy, self.camera = FakePolicy(), FakeCamera()
+        self.perception = Perception(
+            self.policy,
+            READY,
+            self.camera,
+            self.peer,
+            "pick up the can",
+            clock=lambda: self.now,
+            pause=self.paused.append,
+        )
+
+    def __enter__(self) -> Rig:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.control.close()
+        self.peer.close()
+
+    def agreed(self) -> Rig:
+        self.control.send(HINT)
+        self.perception.listen()
+        self.perception.step()
+        assert self.control.receive() == [READY]
+        return self
+
+    def show(self, index: int, age: float = 0.05) -> None:
+        self.camera.frame = Frame(np.zeros((4, 4, 3), np.uint8), self.now - age, index)
+
+    def step(self) -> list[Message]:
+        self.perception.step()
+        return self.control.receive()
+
+
+def test_a_frame_becomes_a_call_that_is_announced_and_answered() -> None:
+    with Rig().agreed() as rig:
+        rig.show(3)
+        asked, chunk = rig.step()
+        assert isinstance(asked, Asked)
+        assert (asked.sequence, asked.epoch, asked.captured_at) == (11, 4, 19.95)
+        assert asked.deadline_at == pytest.approx(20.25)
+        assert chunk == Chunk(11, 4, 19.95, 20.0, ((0.1, 1.0),), 1, StageTimes(total_ms=5.0), 64)
+        observation, deadline_s = rig.policy.seen[0]
+        assert (observation.step, observation.instruction) == (3, "pick up the can")
+        assert deadline_s == pytest.approx(0.25), "what is left of the frame's maximum age"
+
+
+def test_a_frame_is_used_once() -> None:
+    with Rig().agreed() as rig:
+        rig.show(3)
+        rig.step()
+        assert rig.step() == []
+        rig.show(4)
+        assert len(rig.step()) == 2
+
+
+def test_sequences_rise_above_the_floor_that_control_gives() -> None:
+    with Rig().agreed() as rig:
+        sequences = []
+        for index in range(3):
+            rig.show(index)
+            sequences += [message.sequence for message in rig.step() if isinstance(message, Chunk)]
+        assert sequences == [11, 12, 13]
+
+
+def test_no_call_begins_before_the_first_hint_or_while_control_wants_none() -> None:
+    with Rig() as rig:
+        rig.show(0)
+        assert rig.step() == [READY]
+        assert rig.step() == []
+        rig.control.send(Hint(4, 10, 0.3, 0.1, 0.5, enabled=False))
+        rig.perception.listen()
+        rig.show(1)
+        rig.control.receive()
+        assert rig.step() == []
+        assert rig.policy.seen == []
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (DeadlineMissed("x"), Outcome.MISSED),
+        (Unreachable("x"), Outcome.UNREACHABLE),
+        (Overloaded("x"), Outcome.OVERLOADED),
+        (Superseded("x"), Outcome.SUPERSEDED),
+        (RequestRejected("x"), Outcome.REJECTED),
+        (ObservationError("x"), Outcome.REJECTED),
+        (EarlyStop("x"), Outcome.EARLY_STOP),
+        (ServerFault("x"), Outcome.FAULT),
+        (SpecMismatch("x"), Outcome.FAULT),
+    ],
+)
+def test_a_call_that_fails_is_told_as_what_it_was(error: SplitVLAError, outcome: Outcome) -> None:
+    with Rig().agreed() as rig:
+        rig.policy.acts = [error]
+        rig.show(0)
+        assert rig.step()[1:] == [Miss(11, outcome, "x")]
+
+
+def test_every_outcome_but_met_has_an_error() -> None:
+    assert {outcome for _, outcome in OUTCOMES} == set(Outcome) - {Outcome.MET}
+
+
+def test_while_the_server_is_away_perception_tries_again_ever_more_slowly() -> None:
+    with Rig() as rig:
+        rig.policy.handshakes = [Unreachable("no server")] * 5
+        messages = [message for _ in range(5) for message in rig.step()]
+        assert messages == [Miss(0, Outcome.UNREACHABLE, "no server")] * 5
+        assert rig.paused == [0.25, 0.5, 1.0, 2.0, 2.0]
+        assert rig.step() == [READY]
+
+
+@pytest.mark.parametrize("error", [SpecMismatch("embed_dim"), ConfigError("scheme")])
+def test_a_mismatch_at_the_first_handshake_ends_the_process(error: SplitVLAError) -> None:
+    with Rig() as rig:
+        rig.policy.handshakes = [error]
+        with pytest.raises(type(error)):
+            rig.perception.step()
+
+
+def test_another_model_on_the_server_is_a_contract_violation_until_it_is_the_old_one_again() -> None:
+    with Rig().agreed() as rig:
+        rig.policy.acts = [SpecMismatch("fingerprint")]
+        rig.policy.handshakes = [SpecMismatch("embed_dim: 4096 here, 896 there"), None]
+        rig.show(0)
+        assert [type(message) for message in rig.step()] == [Asked, Miss]
+        assert rig.step() == [Contract("embed_dim: 4096 here, 896 there")]
+        assert rig.step() == [READY]
+
+
+def test_a_server_that_was_restarted_with_the_same_model_is_greeted_again() -> None:
+    with Rig().agreed() as rig:
+        rig.policy.acts = [SpecMismatch("fingerprint")]
+        rig.show(0)
+        rig.step()
+        assert rig.step() == [READY]
+
+
+def test_a_camera_that_fails_is_told_and_tried_again() -> None:
+    with Rig().agreed() as rig:
+        rig.camera.error = RobotError("camera 0 gives no frames")
+        assert rig.step() == [Miss(0, Outcome.FAULT, "camera 0 gives no frames")]
+        rig.camera.error = None
+        rig.show(0)
+        assert len(rig.step()) == 2
+
+
+def test_the_end_of_the_frames_is_told_once_after_the_last_call() -> None:
+    with Rig().agreed() as rig:
+        rig.show(36)
+        rig.camera.ended = True
+        assert [type(message) for message in rig.step()] == [Asked, Chunk]
+        assert rig.step() == [Exhausted(37)]
+        assert rig.step() == []
+
+
+def test_the_end_of_the_frames_is_told_in_a_safe_stop_too() -> None:
+    with Rig().agreed() as rig:
+        rig.control.send(Hint(4, 10, 0.3, 0.1, 0.5, enabled=False))
+        rig.perception.listen()
+        rig.show(36)
+        rig.camera.ended = True
+        assert rig.step() + rig.step() == [Exhausted(37)]
+
+
+def test_frames_are_reported_while_a_call_is_running() -> None:
+    with Rig().agreed() as rig:
+        calling, answer = threading.Event(), threading.Event()
+        act: Callable[..., ActionChunk] = rig.policy.act
+
+        def slow_act(observation: Observation, *, deadline_s: float) -> ActionChunk:
+            calling.set()
+            assert answer.wait(5.0)
+            return act(observation, deadline_s=deadline_s)
+
+        rig.policy.act = slow_act  # type: ignore[method-assign]
+        rig.show(0)
+        runner = threading.Thread(target=rig.perception.run)
+        runner.start()
+        assert calling.wait(5.0)
+        rig.show(1)
+        seen: list[Message] = []
+        while FrameSeen(19.95, 1) not in seen:
+            assert rig.control.wait(5.0)
+            seen += rig.control.receive()
+        assert not any(isinstance(message, Chunk) for message in seen)
+        answer.set()
+        rig.control.close()
+        runner.join(5.0)
+        assert not runner.is_alive(), "perception ends when the control process is gone"
+
+
+def test_settings_travel_as_json(tmp_path: Path) -> None:
+    settings = PerceptionSettings(
+        tmp_path, "host:1", "pick ü", scheme="int4", first_frame=3, replay=ReplaySettings(tmp_path, fps=5.0, loop=True)
+    )
+    assert read_settings(io.StringIO(settings.to_json())) == settings
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"bundle": 3}', '{"unknown": 1}', "{}"])
+def test_settings_that_are_not_the_daemon_s_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        read_settings(io.StringIO(text))
+
+
+def test_link_errors_are_all_outcomes() -> None:
+    for kind in LinkError.__subclasses__():
+        assert any(issubclass(kind, listed) for listed, _ in OUTCOMES)
