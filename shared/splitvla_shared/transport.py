@@ -19,6 +19,9 @@ _CLIENT: tuple[Option, ...] = (
     ("grpc.keepalive_time_ms", 1000),
     ("grpc.keepalive_timeout_ms", 500),
     ("grpc.http2.ping_timeout_ms", 500),
+    # Its replies are small. Bandwidth probes are pings too, and on a busy machine they came so close behind the
+    # keepalive's that the server threw the robot out.
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 250),
     ("grpc.max_reconnect_backoff_ms", 500),
@@ -27,7 +30,7 @@ _CLIENT: tuple[Option, ...] = (
 )
 
 _SERVER: tuple[Option, ...] = (
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 250),
     ("grpc.http2.max_ping_strikes", 2),
     ("grpc.keepalive_time_ms", 2000),
     ("grpc.keepalive_timeout_ms", 1000),
