@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,3 +130,29 @@ def test_no_server_is_unreachable_with_the_time_waited(tiny_bundles: Path, image
     )
     with pytest.raises(Unreachable, match=r"no server at 127\.0\.0\.1:1 after 0\.2 s"):
         act_once(request)
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [("image_pipeline", "hf, eval, eval-crop"), ("camera_transform", "rotate180"), ("action_transform", "simpler")],
+)
+def test_a_mistyped_convention_is_said_without_loading_the_encoder(
+    tiny_bundles: Path, image: Path, monkeypatch: pytest.MonkeyPatch, option: str, reason: str
+) -> None:
+    monkeypatch.setattr("splitvla_edge.policy.OnnxEncoder", None)
+    request = _request(image, bundle=tiny_bundles / "edge", unnorm_key="widowx_tiny", **{option: "odd"})
+    with pytest.raises(ConfigError, match=f"'odd'.*{reason}"):
+        act_once(request)
+
+
+def test_the_robots_conventions_reach_the_action_that_is_printed(
+    tiny_bundles: Path, server: tuple[FakeServicer, str], image: Path
+) -> None:
+    request = ActRequest(tiny_bundles / "edge", server[1], image, "lift the pot", "widowx_tiny", threads=1)
+    plain = json.loads(render_json(act_once(request)))["action"]
+    turned = dataclasses.replace(
+        request, image_pipeline="eval-crop", camera_transform="rotate180", action_transform="libero"
+    )
+    action = json.loads(render_json(act_once(turned)))["action"]
+    assert action[:6] == plain[:6], "the fake server answers every frame alike"
+    assert action[6] == -np.sign(2 * plain[6] - 1)

@@ -11,6 +11,7 @@ import pytest
 from splitvla_edge.model import read_edge_model
 from splitvla_shared.bundle import Bundle
 from splitvla_shared.errors import BundleError, ObservationError
+from splitvla_shared.image_pipelines import ImagePipeline
 from tests.fake_server import SPEC
 
 STATISTICS = {
@@ -49,3 +50,14 @@ def test_missing_statistics_and_an_odd_padding_are_bundle_errors(tmp_path: Path)
     for fill in ([1, 2], [1, 2, 256], [True, 0, 0], "gray", [0.5, 0.5, 0.5]):
         with pytest.raises(BundleError, match="letterbox_fill"):
             read_edge_model(_bundle(tmp_path, json.dumps(STATISTICS), letterbox_fill=fill), "arm")
+
+
+def test_the_image_pipeline_is_the_bundles_and_hf_where_it_names_none(tmp_path: Path) -> None:
+    text = json.dumps(STATISTICS)
+    assert read_edge_model(_bundle(tmp_path, text), "arm").image_pipeline is ImagePipeline.HF
+    for pipeline in ImagePipeline:
+        bundle = _bundle(tmp_path, text, image_pipeline=pipeline.value)
+        assert read_edge_model(bundle, "arm").image_pipeline is pipeline
+    for odd in ("jpeg", 3, ["hf"]):
+        with pytest.raises(BundleError, match=r"image_pipeline.*hf, eval, eval-crop"):
+            read_edge_model(_bundle(tmp_path, text, image_pipeline=odd), "arm")

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from splitvla_edge.images import load_image
 from splitvla_edge.policy import EdgePolicy
+from splitvla_edge.providers import Selection
 from splitvla_edge.security import Security
 from splitvla_shared.codec import parse_scheme
+from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.limits import check_instruction
 from splitvla_shared.nouns import ActionChunk, Observation, Scheme
@@ -21,7 +23,7 @@ DEFAULT_SCHEME = Scheme.BF16
 
 @dataclass(frozen=True, slots=True)
 class ActRequest:
-    """What the command line asks for. scheme: a name in any case, None for bf16."""
+    """What the command line asks for. scheme: a name in any case, None for bf16; image_pipeline: None: the bundle's."""
 
     bundle: Path
     server: str
@@ -32,6 +34,11 @@ class ActRequest:
     deadline_s: float = 10.0
     connect_timeout_s: float = 5.0
     threads: int | None = None
+    encoder: str = FP32
+    provider: str = "auto"
+    image_pipeline: str | None = None
+    camera_transform: str = "none"
+    action_transform: str = "none"
     tls_ca: Path | str | None = None
     tls_cert: Path | str | None = None
     tls_key: Path | str | None = None
@@ -42,6 +49,8 @@ class ActResult:
     chunk: ActionChunk
     scheme: Scheme
     unnorm_key: str
+    encoder: str = FP32
+    provider: Selection | None = None
 
 
 def act_once(request: ActRequest) -> ActResult:
@@ -65,16 +74,22 @@ def act_once(request: ActRequest) -> ActResult:
         security=security,
         connect_timeout_s=request.connect_timeout_s,
         threads=request.threads,
+        encoder=request.encoder,
+        provider=request.provider,
+        image_pipeline=request.image_pipeline,
+        camera_transform=request.camera_transform,
+        action_transform=request.action_transform,
     ) as policy:
         chunk = policy.act(Observation(0, (image,), instruction, captured_at), deadline_s=request.deadline_s)
-        return ActResult(chunk, scheme, policy.model.statistics.key)
+        return ActResult(chunk, scheme, policy.model.statistics.key, request.encoder, policy.selection)
 
 
 def render_json(result: ActResult) -> str:
     """One JSON object on one line; floats in full precision, so that they read back as the same float64.
 
-    "action" is a list of numbers, and "clipped" the dimensions whose token lay outside the action bins. For a model
-    whose chunk is longer than one action, "action" is a list of such lists and "clipped" indexes "tokens".
+    "action" is a list of numbers, what the robot gets: un-normalised and through the action transform. "clipped" are
+    the dimensions of the model's action whose token lay outside the action bins. For a model whose chunk is longer than
+    one action, "action" is a list of such lists and "clipped" indexes "tokens".
     """
     chunk = result.chunk
     actions = chunk.actions.tolist()
@@ -104,5 +119,7 @@ def render_text(result: ActResult) -> str:
     lines.append("time")
     for name, value in dataclasses.asdict(chunk.stages).items():
         lines.append(f"  {name.removesuffix('_ms'):<16}{value:>10.1f} ms")
+    if result.provider:
+        lines.append(f"encoder {result.encoder} on {result.provider.describe()}")
     lines.append(f"sent {chunk.wire_bytes:,} B as {result.scheme.name.lower()}")
     return "\n".join(lines)

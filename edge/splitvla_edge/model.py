@@ -12,6 +12,7 @@ from splitvla_edge.images import GRAY, Fill
 from splitvla_shared.actions import ActionStatistics, parse_statistics, select_statistics
 from splitvla_shared.bundle import Bundle
 from splitvla_shared.errors import BundleError, ConfigError, SpecMismatch
+from splitvla_shared.image_pipelines import ImagePipeline, parse_image_pipeline
 from splitvla_shared.nouns import Scheme
 from splitvla_shared.spec import ModelSpec
 
@@ -21,15 +22,16 @@ _SHOWN_DIFFERENCES = 3
 
 @dataclass(frozen=True, slots=True)
 class EdgeModel:
-    """What the edge bundle says, read once: the agreed spec, the chosen statistics, the colour of the padding."""
+    """What the edge bundle says, read once: the agreed spec, the chosen statistics, how a frame becomes a square."""
 
     spec: ModelSpec
     statistics: ActionStatistics
     fill: Fill = GRAY
+    image_pipeline: ImagePipeline = ImagePipeline.HF
 
 
 def read_edge_model(bundle: Bundle, unnorm_key: str | None) -> EdgeModel:
-    """Spec, statistics and padding of an edge bundle. Raises BundleError; ObservationError on an unknown key."""
+    """Spec, statistics and image preparation of an edge bundle. Raises BundleError; ObservationError: unknown key."""
     file = bundle.path / STATISTICS_FILE
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -40,7 +42,8 @@ def read_edge_model(bundle: Bundle, unnorm_key: str | None) -> EdgeModel:
     if not isinstance(data, dict):
         raise BundleError(f"{file} holds no table of datasets; split again")
     statistics = select_statistics(parse_statistics(data), unnorm_key)
-    return EdgeModel(bundle.spec, statistics, _read_fill(bundle.extra.get("letterbox_fill"), bundle.path))
+    fill = _read_fill(bundle.extra.get("letterbox_fill"), bundle.path)
+    return EdgeModel(bundle.spec, statistics, fill, _read_pipeline(bundle.extra.get("image_pipeline"), bundle.path))
 
 
 def check_same_model(here: ModelSpec, there: ModelSpec) -> None:
@@ -70,3 +73,12 @@ def _read_fill(value: Any, path: Path) -> Fill:
     if isinstance(value, list) and len(value) == 3 and all(type(c) is int and 0 <= c <= 255 for c in value):
         return (value[0], value[1], value[2])
     raise BundleError(f"{path}: letterbox_fill is {value!r}, expected three numbers 0..255; split again")
+
+
+def _read_pipeline(value: Any, path: Path) -> ImagePipeline:
+    if value is None:  # bundles made before there was a choice
+        return ImagePipeline.HF
+    try:
+        return parse_image_pipeline(value)
+    except ConfigError as error:
+        raise BundleError(f"{path}: image_pipeline: {error}; split again, with this version") from error

@@ -14,13 +14,18 @@ import numpy as np
 
 from splitvla_edge.calls import CameraPayload, InferCall, Reply, ServerDescription
 from splitvla_edge.encoder import OnnxEncoder
-from splitvla_edge.images import check_image, to_square
+from splitvla_edge.image_pipelines import build_pipeline
+from splitvla_edge.images import check_image
 from splitvla_edge.link import GrpcLink
 from splitvla_edge.model import EdgeModel, check_accepted, check_same_model, read_edge_model
+from splitvla_edge.probe import probed
+from splitvla_edge.providers import AUTO, Selection
 from splitvla_edge.security import Security
+from splitvla_edge.transforms import find_transform
 from splitvla_shared.actions import Detokenized, detokenize
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.codec import encode
+from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import (
     BundleError,
     ConfigError,
@@ -30,8 +35,9 @@ from splitvla_shared.errors import (
     SpecMismatch,
     Unreachable,
 )
+from splitvla_shared.image_pipelines import parse_image_pipeline
 from splitvla_shared.limits import MAX_ROBOT_NAME_CHARS, MAX_STATE_DIMS, check_instruction
-from splitvla_shared.nouns import ActionChunk, FloatArray, Image, Observation, Scheme, StageTimes
+from splitvla_shared.nouns import ActionArray, ActionChunk, FloatArray, Image, Observation, Scheme, StageTimes
 
 SOURCE = "cloud"
 
@@ -54,7 +60,8 @@ class Link(Protocol):
 class EdgePolicy:
     """The robot's half of the policy. Owned by one thread of the perception process.
 
-    Mutable state: the sequence number of the last call, and what the server said in the last handshake.
+    Mutable state: the sequence number of the last call, and what the server said in the last handshake. selection says
+    what runs the encoder, where `connect` opened it.
     """
 
     def __init__(
@@ -65,9 +72,16 @@ class EdgePolicy:
         *,
         robot: str = "robot",
         scheme: Scheme = Scheme.BF16,
+        image_pipeline: str | None = None,
+        camera_transform: str = "none",
+        action_transform: str = "none",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Parts that are already open; `connect` opens them. No network is touched before `handshake`."""
+        """Parts that are already open; `connect` opens them. No network is touched before `handshake`.
+
+        image_pipeline: hf, eval or eval-crop, None for the bundle's own. camera_transform: none or rotate180.
+        action_transform: none, libero or simpler; what becomes of the un-normalised action.
+        """
         if len(robot) > MAX_ROBOT_NAME_CHARS or not robot.isprintable():
             raise ConfigError(f"robot name {robot!r} must be printable and at most {MAX_ROBOT_NAME_CHARS} characters")
         if model.statistics.dims > model.spec.max_action_dims:
@@ -75,9 +89,11 @@ class EdgePolicy:
                 f"statistics of {model.statistics.key!r} have {model.statistics.dims} dimensions, "
                 f"spec.json allows {model.spec.max_action_dims}; split again"
             )
+        self._square, self._transform = _conventions(model, image_pipeline, camera_transform, action_transform)
         self.model = model
         self.scheme = scheme
         self.server: ServerDescription | None = None
+        self.selection: Selection | None = None
         self._encoder, self._link, self._robot, self._clock = encoder, link, robot, clock
         self._session = secrets.randbits(64)
         self._sequence = 0
@@ -91,11 +107,18 @@ class EdgePolicy:
         unnorm_key: str | None = None,
         robot: str = "robot",
         scheme: Scheme = Scheme.BF16,
+        image_pipeline: str | None = None,
+        camera_transform: str = "none",
+        action_transform: str = "none",
         security: Security | None = None,
         connect_timeout_s: float = 5.0,
         threads: int | None = None,
+        encoder: str = FP32,
+        provider: str = AUTO,
     ) -> EdgePolicy:
         """Open the edge bundle, load the encoder, connect to HOST:PORT and agree on the model.
+
+        encoder: fp32, or fp16 or int8 where the bundle has them. provider: auto, tensorrt, cuda or cpu.
 
         Raises BundleError, ConfigError, ObservationError (unknown `unnorm_key`), Unreachable, SpecMismatch.
         """
@@ -103,7 +126,19 @@ class EdgePolicy:
         try:
             opened = open_bundle(Path(bundle), "edge")
             model = read_edge_model(opened, unnorm_key)
-            policy = cls(model, OnnxEncoder(opened, threads), link, robot=robot, scheme=scheme)
+            _conventions(model, image_pipeline, camera_transform, action_transform)  # nor should any other name
+            onnx = probed(OnnxEncoder(opened, threads, variant=encoder, provider=provider), opened, encoder)
+            policy = cls(
+                model,
+                onnx,
+                link,
+                robot=robot,
+                scheme=scheme,
+                image_pipeline=image_pipeline,
+                camera_transform=camera_transform,
+                action_transform=action_transform,
+            )
+            policy.selection = onnx.selection
             policy.handshake(connect_timeout_s)
         except BaseException:
             link.close()
@@ -182,9 +217,7 @@ class EdgePolicy:
         _check_state(observation.state)
         if not 1 <= len(observation.images) <= spec.max_cameras:
             raise ObservationError(f"{len(observation.images)} camera images; this model takes 1..{spec.max_cameras}")
-        return [
-            to_square(check_image(image), spec.image_size, spec.resize, self.model.fill) for image in observation.images
-        ]
+        return [self._square(check_image(image)) for image in observation.images]
 
     def _call(self, observation: Observation, embeddings: list[FloatArray], scheme: Scheme) -> InferCall:
         return InferCall(
@@ -220,7 +253,7 @@ class EdgePolicy:
         else:
             detokenized = Detokenized(reply.chunk.astype(np.float64), ())
         normalized = detokenized.normalized.reshape(spec.chunk_length, statistics.dims)
-        actions = statistics.unnormalize(normalized)
+        actions = self._transform(statistics.unnormalize(normalized))
         if not np.isfinite(actions).all():  # statistics near the end of float64, or a head gone wild
             raise ServerFault(f"frame {call.sequence}: the action is not finite with statistics {statistics.key!r}")
         return ActionChunk(
@@ -231,6 +264,15 @@ class EdgePolicy:
             clipped=detokenized.clipped,
             wire_bytes=call.wire_bytes,
         )
+
+
+def _conventions(
+    model: EdgeModel, image_pipeline: str | None, camera_transform: str, action_transform: str
+) -> tuple[Callable[[Image], Image], Callable[[ActionArray], ActionArray]]:
+    """Frame to square image, and un-normalised actions to the robot's. Raises ConfigError on a name that is unknown."""
+    pipeline = model.image_pipeline if image_pipeline is None else parse_image_pipeline(image_pipeline)
+    square = build_pipeline(pipeline, camera_transform, model.spec, model.fill)
+    return square, find_transform(action_transform, model.statistics.dims)
 
 
 def _check_state(state: FloatArray | None) -> None:

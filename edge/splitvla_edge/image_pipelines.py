@@ -1,0 +1,54 @@
+"""The image pipelines carried out: a camera frame in, the encoder's square out; and which way up the camera hangs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from splitvla_edge.eval_images import check_decoder, crop_center, jpeg_round_trip, resize_lanczos
+from splitvla_edge.images import Fill, to_square
+from splitvla_shared.errors import ConfigError
+from splitvla_shared.image_pipelines import ImagePipeline
+from splitvla_shared.nouns import Image
+from splitvla_shared.spec import ModelSpec
+
+ImageStep = Callable[[Image], Image]
+
+
+def _as_is(image: Image) -> Image:
+    return image
+
+
+def _rotate180(image: Image) -> Image:
+    return np.ascontiguousarray(image[::-1, ::-1])
+
+
+# Of the camera, not of the model's pipeline: LIBERO renders upside down, and its evaluation turns every frame.
+CAMERA_TRANSFORMS: dict[str, ImageStep] = {"none": _as_is, "rotate180": _rotate180}
+
+
+def build_pipeline(pipeline: ImagePipeline, camera_transform: str, spec: ModelSpec, fill: Fill) -> ImageStep:
+    """A function from uint8 RGB (height, width, 3) to (image_size, image_size, 3).
+
+    Raises ConfigError on an unknown camera transform, and when the pipeline's JPEG decoder is not installed.
+    """
+    if camera_transform not in CAMERA_TRANSFORMS:
+        raise ConfigError(f"unknown camera transform {camera_transform!r:.60}; one of {', '.join(CAMERA_TRANSFORMS)}")
+    turn = CAMERA_TRANSFORMS[camera_transform]
+    size = spec.image_size
+
+    def hf(image: Image) -> Image:
+        return to_square(turn(image), size, spec.resize, fill)
+
+    # After these the processor's own resize or letterbox meets a square of its size, and leaves it as it is.
+    def evaluation(image: Image) -> Image:
+        return resize_lanczos(jpeg_round_trip(turn(image)), size)
+
+    def cropped(image: Image) -> Image:
+        return crop_center(evaluation(image))
+
+    steps = {ImagePipeline.HF: hf, ImagePipeline.EVAL: evaluation, ImagePipeline.EVAL_CROP: cropped}
+    if pipeline is not ImagePipeline.HF:
+        check_decoder()
+    return steps[pipeline]
