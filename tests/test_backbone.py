@@ -24,6 +24,7 @@ KEY = "tiny_bridge_orig"
 # Where the reference itself was less sure than this, the order of two roundings decides. A bf16 logit of these models
 # has steps of 0.016; LLM.int8 adds its own error.
 SURE = {"bf16": 0.05, "int8": 0.15}
+WHOLE = range(1088)  # the vocabulary of the tiny model
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def patches(tiny: Bundle) -> FloatArray:
 
 
 def greedy(backbone: Backbone, patches: FloatArray, eos: frozenset[int]) -> tuple[int, ...]:
-    return decoding.greedy(backbone._model, backbone.embed([1, 5, 6], patches, 7), 7, eos).ids
+    return decoding.greedy(backbone._model, backbone.embed([1, 5, 6], patches, 7), 7, eos, WHOLE).ids
 
 
 def test_fp32_gives_the_references_tokens_exactly(reference: Bundle, golden: Any) -> None:
@@ -108,14 +109,14 @@ def test_an_end_of_answer_before_the_last_token_is_an_error(tiny_fp32: Backbone,
     third = next(index for index in range(7) if ids[index] not in ids[:index] and index >= 1)
     with pytest.raises(EarlyStop, match=f"position {third + 1} of 7"):
         greedy(tiny_fp32, patches, frozenset({ids[third]}))
-    last = decoding.greedy(tiny_fp32._model, tiny_fp32.embed([1, 5, 6], patches, 1), 1, frozenset({ids[0]}))
+    last = decoding.greedy(tiny_fp32._model, tiny_fp32.embed([1, 5, 6], patches, 1), 1, frozenset({ids[0]}), WHOLE)
     assert last.ids == ids[:1]
 
 
 def test_equal_logits_give_the_lowest_id() -> None:
     row = torch.zeros(1, 50)
     row[0, [7, 23, 49]] = 1.0
-    assert decoding._pick(row, 0) == 7
+    assert decoding._pick(row, 0, range(50)) == 7
 
 
 def test_logits_that_are_not_finite_are_a_fault(tiny_fp32: Backbone, patches: FloatArray) -> None:

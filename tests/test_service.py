@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from splitvla_shared import codec
 from splitvla_shared.bundle import Bundle
-from splitvla_shared.errors import EarlyStop
+from splitvla_shared.errors import EarlyStop, ServerFault
 from splitvla_shared.limits import max_message_bytes
 from splitvla_shared.messages import spec_from_message, tensor_to_message
 from splitvla_shared.nouns import FloatArray, Scheme
@@ -268,6 +268,30 @@ def test_a_job_that_raises_fails_alone(
     with_server(bundle, FakeBackbone(answer), scenario)
     tracebacks = [record for record in caplog.records if record.exc_info]
     assert len(tracebacks) == (status == "INTERNAL")
+
+
+def test_three_faults_in_a_row_end_the_gpu_thread_and_a_success_starts_the_count_anew(bundle: Bundle) -> None:
+    """After most CUDA errors every later call fails too, until the process is a new one."""
+
+    def answer(patches: FloatArray) -> tuple[int, ...]:
+        if patches[0, 0] == 2.0:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return (31900,)
+
+    async def scenario(served: Served) -> None:
+        for sequence, value in enumerate((2.0, 2.0, 1.0, 2.0, 2.0), start=1):
+            call = served.stub.Infer(request(sequence, value, action_dims=1), timeout=WAIT_S)
+            if value == 1.0:
+                await call
+            else:
+                assert (await refusal(call))[0] == "INTERNAL"
+        assert not served.server.ended.done()
+        assert (await refusal(served.stub.Infer(request(9, 2.0, action_dims=1), timeout=WAIT_S)))[0] == "INTERNAL"
+        with pytest.raises(ServerFault, match="3 frames in a row failed on the GPU thread"):
+            await asyncio.wait_for(asyncio.wrap_future(served.server.ended), WAIT_S)
+        assert (await refusal(served.stub.Infer(request(10), timeout=WAIT_S)))[0] == "UNAVAILABLE"
+
+    with_server(bundle, FakeBackbone(answer), scenario)
 
 
 def test_a_draining_server_still_answers_and_says_so(bundle: Bundle) -> None:

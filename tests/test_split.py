@@ -17,13 +17,18 @@ from benchmarks.tiny_checkpoint import write_tiny_checkpoint
 from splitvla_cloud.split import split
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.errors import BundleError, CheckpointError
+from splitvla_shared.image_pipelines import ImagePipeline
 from splitvla_shared.spec import Resize
+
+FILES = {"encoder.onnx", "statistics.json", "probe.json", "spec.json"}
 
 
 @pytest.fixture
 def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for the seconds that the ONNX exporter takes; what it writes has tests of its own."""
-    monkeypatch.setattr(split_package, "export_encoder", lambda vision, tensors, path: path.write_bytes(b"graph"))
+    monkeypatch.setattr(
+        split_package, "export_encoder", lambda vision, tensors, path, report: path.write_bytes(b"graph")
+    )
 
 
 def test_both_bundles_are_whole_and_carry_one_fingerprint(tiny_bundles: Path) -> None:
@@ -32,7 +37,7 @@ def test_both_bundles_are_whole_and_carry_one_fingerprint(tiny_bundles: Path) ->
     assert edge.spec.fingerprint == edge.spec.computed_fingerprint()
     assert (edge.spec.name, edge.spec.patches, edge.spec.embed_dim, edge.spec.image_size) == ("tiny", 256, 128, 224)
     assert (edge.spec.action_vocab_size, edge.spec.action_bins, edge.spec.max_action_dims) == (1024, 256, 7)
-    assert {file.name for file in (tiny_bundles / "edge").iterdir()} == {"encoder.onnx", "statistics.json", "spec.json"}
+    assert {file.name for file in (tiny_bundles / "edge").iterdir()} == FILES
 
 
 def test_the_edge_gets_the_statistics_in_force(tiny_bundles: Path, tiny_checkpoint: Path) -> None:
@@ -45,7 +50,7 @@ def test_letterbox_models_tell_the_edge_their_grey(tmp_path: Path) -> None:
     write_tiny_checkpoint(tmp_path / "old", layout="siglip-v01")
     spec = split(tmp_path / "old", tmp_path / "out")
     edge = open_bundle(tmp_path / "out" / "edge", "edge")
-    assert (spec.resize, edge.extra) == (Resize.LETTERBOX, {"letterbox_fill": [127, 127, 127]})
+    assert (spec.resize, edge.extra["letterbox_fill"]) == (Resize.LETTERBOX, [127, 127, 127])
 
 
 @pytest.mark.usefixtures("no_export")
@@ -110,7 +115,7 @@ def test_a_weight_that_is_no_number_is_named_and_nothing_is_written(
 def test_a_failure_half_way_leaves_nothing_behind(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
-    def fail(vision: object, tensors: object, path: Path) -> None:
+    def fail(vision: object, tensors: object, path: Path, report: object) -> None:
         path.write_bytes(b"half a graph")
         raise failure
 
@@ -153,7 +158,7 @@ def test_progress_reaches_the_total_of_every_stage(tmp_path: Path, tiny_checkpoi
         tmp_path / "out",
         progress=lambda stage, done, total: seen.setdefault(stage, []).append((done, total)),
     )
-    assert list(seen) == ["check", "encoder", "backbone", "manifest"]
+    assert list(seen) == ["check", "backbone", "golden probe", "manifest"]
     for steps in seen.values():
         assert steps == sorted(steps)
         assert steps[-1][0] == steps[-1][1]
@@ -166,3 +171,13 @@ def test_weights_of_half_precision_are_checked_for_numbers_too(tmp_path: Path) -
     save_file(weights, tmp_path / "half" / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"projector\.fc1\.bias"):
         split(tmp_path / "half", tmp_path / "out")
+
+
+def test_the_edge_bundle_names_its_image_pipeline(tiny_checkpoint: Path, tmp_path: Path, no_export: None) -> None:
+    """It is the robot's default and no part of the model: the fingerprint stays."""
+    specs = set()
+    for pipeline in (ImagePipeline.HF, ImagePipeline.EVAL_CROP):
+        out = tmp_path / pipeline.value
+        specs.add(split(tiny_checkpoint, out, image_pipeline=pipeline).fingerprint)
+        assert open_bundle(out / "edge", "edge").extra["image_pipeline"] == pipeline.value
+    assert len(specs) == 1

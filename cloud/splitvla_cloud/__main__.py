@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -10,19 +11,21 @@ from pathlib import Path
 
 from splitvla_shared import __version__
 from splitvla_shared.config import describe_config, load_config
+from splitvla_shared.encoders import parse_encoders
 from splitvla_shared.errors import SplitVLAError
+from splitvla_shared.image_pipelines import parse_image_pipeline
 
 PRECISIONS = ("fp32", "bf16", "int8", "nf4")
 # Options of `serve` that are settings of the same name.
 _SERVE_OPTIONS = (
-    *("bundle", "precision", "listen", "device", "tls_cert", "tls_key", "tls_client_ca"),
+    *("bundle", "precision", "decode", "listen", "device", "threads", "tls_cert", "tls_key", "tls_client_ca"),
     *("bind_wait_s", "drain_s", "insecure_lab"),
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, or the error's own after one line on standard error."""
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         return command(arguments)
@@ -33,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Every command and option of this side."""
     parser = argparse.ArgumentParser(prog="splitvla-cloud", description="SplitVLA on the GPU host")
     parser.add_argument("--version", action="version", version=f"splitvla {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -41,13 +45,33 @@ def _parser() -> argparse.ArgumentParser:
     split = commands.add_parser("split", help="turn an OpenVLA checkpoint into an edge and a cloud bundle")
     split.add_argument("checkpoint", type=Path, help="folder of a Hugging Face OpenVLA checkpoint (safetensors)")
     split.add_argument("--out", type=Path, required=True, help="folder to make; holds edge/ and cloud/ afterwards")
+    split.add_argument("--adapter", type=Path, metavar="DIR", help="PEFT LoRA adapter to merge into the weights")
+    split.add_argument(
+        "--precision",
+        choices=("int8", "nf4"),
+        help="store the backbone quantised, so that `serve` starts in seconds; minutes of CPU time for a 7B model",
+    )
+    split.add_argument("--image-pipeline", default="hf", metavar="NAME", help="the robot's: hf, eval or eval-crop")
+    split.add_argument("--encoder", default="fp32", metavar="NAMES", help="any of fp32,fp16,int8; fp32 always (fp32)")
+    split.add_argument("--calibration", type=Path, metavar="DIR", help="camera frames to fit reduced encoders to")
+    split.add_argument("--allow-poor-encoder", action="store_true", help="write reduced encoders below the floor too")
     split.set_defaults(command=_split)
+
+    _add_verify(commands.add_parser("verify", help="hold the bundles against the checkpoint, stage by stage"))
 
     serve = commands.add_parser("serve", help="serve the backbone of a cloud bundle over gRPC")
     serve.add_argument("--bundle", help="the cloud half that `split` made")
-    serve.add_argument("--precision", choices=PRECISIONS, help="of the backbone's weights (bf16)")
+    serve.add_argument(
+        "--precision", choices=PRECISIONS, help="of the backbone's weights (as split stored it, or bf16)"
+    )
+    serve.add_argument(
+        "--decode",
+        choices=("greedy", "action-only"),
+        help="pick from the whole vocabulary as the reference does, or from the action tokens alone (greedy)",
+    )
     serve.add_argument("--listen", metavar="HOST:PORT", help="address to serve on (127.0.0.1:50051); port 0 picks one")
     serve.add_argument("--device", help="auto, cpu, cuda or cuda:N (auto)")
+    serve.add_argument("--threads", type=int, metavar="N", help="of the CPU's arithmetic (torch's own choice)")
     serve.add_argument(
         "--tls-cert", metavar="PEM", help="the server's certificate; needs --tls-key and --tls-client-ca"
     )
@@ -62,14 +86,74 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_verify(verify: argparse.ArgumentParser) -> None:
+    verify.description = (
+        "Compare the bundles with the unsplit checkpoint: files, pixels, towers, embeddings, prompt, tokens, actions, "
+        "and black against white. Prints one table and ends with 0, or with 3 and the first stage that differs. One "
+        "model is in memory at a time: for openvla-7b 30 GB with fp32, 16 GB with the other precisions."
+    )
+    verify.add_argument("checkpoint", type=Path, help="the folder that was split")
+    verify.add_argument("--bundles", type=Path, required=True, help="the folder with edge/ and cloud/")
+    verify.add_argument("--adapter", type=Path, metavar="DIR", help="the PEFT LoRA adapter that was merged by `split`")
+    verify.add_argument("--precision", choices=PRECISIONS, help="of the bundle's backbone (fp32, or as it is stored)")
+    verify.add_argument(
+        "--precisions",
+        metavar="LIST",
+        help="report token agreement too, e.g. fp32,bf16,int8,nf4; takes the memory of fp32",
+    )
+    verify.add_argument("--frames", type=Path, metavar="DIR", help="images to compare besides the five built-in frames")
+    verify.add_argument("--unnorm-key", metavar="KEY", help="the dataset whose actions are compared (all)")
+    verify.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    verify.set_defaults(command=_verify)
+
+
 def _split(arguments: argparse.Namespace) -> int:
     from splitvla_cloud.progress import TerminalProgress
-    from splitvla_cloud.split import split
+    from splitvla_cloud.split import STATISTICS, split
+    from splitvla_cloud.split.encoder_parity import DEFAULT_FLOOR, NO_FLOOR
+    from splitvla_cloud.split.encoder_variants import EncoderOptions
 
+    image_pipeline = parse_image_pipeline(arguments.image_pipeline)
+    floor = NO_FLOOR if arguments.allow_poor_encoder else DEFAULT_FLOOR
+    encoders = EncoderOptions(parse_encoders(arguments.encoder), arguments.calibration, floor)
     with TerminalProgress(sys.stderr) as progress:
-        spec = split(arguments.checkpoint, arguments.out, progress=progress)
+        spec = split(
+            arguments.checkpoint,
+            arguments.out,
+            adapter=arguments.adapter,
+            precision=arguments.precision,
+            image_pipeline=image_pipeline,
+            encoders=encoders,
+            progress=progress,
+        )
     print(f"{spec.name}: {spec.patches} patches of {spec.embed_dim}, fingerprint {spec.fingerprint[:16]}")
     print(f"edge bundle  {arguments.out / 'edge'}\ncloud bundle {arguments.out / 'cloud'}")
+    statistics = json.loads((arguments.out / "edge" / STATISTICS).read_text(encoding="utf-8"))
+    print(f"unnorm keys  {', '.join(sorted(statistics))}")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from splitvla_cloud.precision import parse_precisions
+    from splitvla_cloud.progress import TerminalProgress
+    from splitvla_cloud.verify import VerifyRequest, render_rows, verify
+
+    request = VerifyRequest(
+        arguments.checkpoint,
+        arguments.bundles,
+        adapter=arguments.adapter,
+        precision=arguments.precision,
+        precisions=parse_precisions(arguments.precisions or ""),
+        frames=arguments.frames,
+        unnorm_key=arguments.unnorm_key,
+        device=arguments.device,
+    )
+    with TerminalProgress(sys.stderr) as progress:
+        found = verify(request, progress)
+    print(render_rows(found.rows))
+    if found.agreement:
+        print(f"\n{found.agreement}")
+    found.check()
     return 0
 
 

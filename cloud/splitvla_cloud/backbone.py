@@ -12,15 +12,19 @@ import torch
 from safetensors import SafetensorError
 
 from splitvla_cloud import decoding
+from splitvla_cloud.decoding import Decode
 from splitvla_cloud.precision import (
     NUMERICS,
     Precision,
     check_shapes,
+    check_stored,
     keep_libraries_offline_and_quiet,
     quantization_config,
     select_device,
 )
+from splitvla_cloud.settings import PRECISION_KEY
 from splitvla_cloud.worker import Tokens
+from splitvla_shared.actions import action_ids
 from splitvla_shared.bundle import Bundle
 from splitvla_shared.errors import BundleError, ConfigError, RequestRejected
 from splitvla_shared.nouns import FloatArray
@@ -30,10 +34,14 @@ _WARM_UP_RUNS = 2
 
 
 class Backbone:
-    """A loaded LlamaForCausalLM. Holds no state between calls; one thread at a time."""
+    """A loaded LlamaForCausalLM. Holds no state between calls; one thread at a time.
 
-    def __init__(self, model: Any, precision: Precision, device: str) -> None:
+    allowed: the ids that an answer may hold, None for the whole vocabulary.
+    """
+
+    def __init__(self, model: Any, precision: Precision, device: str, allowed: range | None = None) -> None:
         self._model = model
+        self._allowed = range(self.vocab_size) if allowed is None else allowed
         self.precision = precision
         self.device = device
         self._dtype = NUMERICS[precision].dtype
@@ -41,12 +49,13 @@ class Backbone:
         self._eos = frozenset(eos if isinstance(eos, list) else [eos])
 
     @classmethod
-    def load(cls, bundle: Bundle, precision: Precision, device: str) -> Backbone:
+    def load(cls, bundle: Bundle, precision: Precision, device: str, decode: Decode = "greedy") -> Backbone:
         """Read the bundle's LlamaForCausalLM folder, offline and from safetensors only.
 
         Raises BundleError when the folder does not hold such a model, and ConfigError when device or precision do not
         fit this machine.
         """
+        check_stored(bundle.extra.get(PRECISION_KEY), precision, bundle.path)
         device = select_device(device)
         keep_libraries_offline_and_quiet()
         config = _read_config(bundle.path)
@@ -56,7 +65,7 @@ class Backbone:
                 "split again"
             )
         check_shapes(precision, device, _linears(config))
-        backbone = cls(_read_model(bundle, precision, device), precision, device)
+        backbone = cls(_read_model(bundle, precision, device), precision, device, _allowed(bundle, decode))
         if not backbone._eos - {None}:
             raise BundleError(f"{bundle.path}/generation_config.json names no eos_token_id; split again")
         return backbone
@@ -78,17 +87,22 @@ class Backbone:
         """One line for people: precision, device, parameters, memory."""
         size = f"{self.parameters / 1e6:,.1f} M parameters, {self.memory_bytes / 2**20:,.0f} MiB"
         name = torch.cuda.get_device_name(self.device) if self.device != "cpu" else f"{torch.get_num_threads()} threads"
-        return f"{self.precision} on {self.device} ({name}), {size}"
+        limited = ", action ids only" if len(self._allowed) < self.vocab_size else ""
+        return f"{self.precision} on {self.device} ({name}), {size}{limited}"
 
     def infer(self, prompt_ids: Sequence[int], patches: FloatArray, dims: int) -> Tokens:
-        """Greedy ids, `dims` of them (chunk length times action dimensions), over the whole vocabulary.
+        """Greedy ids, `dims` of them (chunk length times action dimensions), among the allowed ones.
 
         patches: float32 (n, embed_dim), put behind the first prompt id (BOS). Raises RequestRejected when prompt and
         patches exceed the model's context, EarlyStop and ServerFault as `decoding.greedy` does.
         """
         embeds = self.embed(prompt_ids, patches, dims)
-        decoded = decoding.greedy(self._model, embeds, dims, self._eos)
+        decoded = decoding.greedy(self._model, embeds, dims, self._eos, self._allowed)
         return Tokens(decoded.ids, decoded.prefill_ms, decoded.decode_ms)
+
+    def full_answer(self, prompt_ids: Sequence[int], patches: FloatArray, dims: int) -> tuple[int, ...]:
+        """The ids of `infer` where an early end is an id like any other: for comparisons, never for a robot."""
+        return decoding.greedy(self._model, self.embed(prompt_ids, patches, dims), dims, frozenset(), self._allowed).ids
 
     def score(self, prompt_ids: Sequence[int], patches: FloatArray, ids: Sequence[int]) -> FloatArray:
         """Teacher-forced logits, float32 (len(ids), vocabulary): what the model says where it has said `ids[:i]`."""
@@ -101,7 +115,9 @@ class Backbone:
         noise = np.random.default_rng(0).standard_normal((patches, self._model.config.hidden_size), dtype=np.float32)
         embeds = self.embed([1] * _WARM_UP_PROMPT, noise * 0.02, dims)
         for _ in range(_WARM_UP_RUNS):
-            decoding.greedy(self._model, embeds, dims, frozenset())  # no id ends it: every step is to run
+            decoding.greedy(
+                self._model, embeds, dims, frozenset(), self._allowed
+            )  # no id ends it: every step is to run
 
     @torch.inference_mode()
     def embed(self, prompt_ids: Sequence[int], patches: FloatArray, dims: int) -> torch.Tensor:
@@ -115,6 +131,11 @@ class Backbone:
         text = self._model.model.embed_tokens(torch.tensor([list(prompt_ids)], device=self.device))
         image = torch.from_numpy(patches).to(self.device, self._dtype)[None]
         return torch.cat((text[:, :1], image, text[:, 1:]), dim=1)
+
+
+def _allowed(bundle: Bundle, decode: Decode) -> range | None:
+    spec = bundle.spec
+    return action_ids(spec.action_vocab_size, spec.action_bins) if decode == "action-only" else None
 
 
 def _read_config(path: Path) -> Any:
@@ -134,7 +155,8 @@ def _read_model(bundle: Bundle, precision: Precision, device: str) -> Any:
     """The model on its device. A weight that the folder lacks is an error: transformers would fill it with noise."""
     from transformers import LlamaForCausalLM
 
-    quantization = quantization_config(precision)
+    # Weights that `split` quantised carry their own configuration, in config.json.
+    quantization = None if PRECISION_KEY in bundle.extra else quantization_config(precision)
     options: dict[str, Any] = {"dtype": NUMERICS[precision].dtype, "attn_implementation": "sdpa"}
     if quantization is not None:
         options["quantization_config"] = quantization

@@ -1,7 +1,7 @@
 """Greedy decoding with a key-value cache, and teacher-forced scoring, over a plain LlamaForCausalLM.
 
-Rules of this file: the whole vocabulary takes part and equal logits give the lowest id, as in the reference; only rows
-that are needed go through lm_head; one synchronisation with the device a token.
+Rules of this file: the ids that may be picked are a range, the whole vocabulary in the reference; equal logits give the
+lowest id, as there; only rows that are needed go through lm_head; one synchronisation with the device a token.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from splitvla_shared.errors import EarlyStop, ServerFault
+
+Decode = Literal["greedy", "action-only"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +28,8 @@ class Decoded:
 
 
 @torch.inference_mode()
-def greedy(model: Any, embeds: torch.Tensor, count: int, eos: frozenset[int]) -> Decoded:
-    """`count` greedy ids after embeds (1, length, hidden).
+def greedy(model: Any, embeds: torch.Tensor, count: int, eos: frozenset[int], allowed: range) -> Decoded:
+    """`count` greedy ids of the range `allowed` after embeds (1, length, hidden).
 
     Raises EarlyStop when an id of `eos` comes before the last one, ServerFault when a logit is not finite.
     """
@@ -40,7 +42,7 @@ def greedy(model: Any, embeds: torch.Tensor, count: int, eos: frozenset[int]) ->
     prefilled = started
     while True:
         hidden = model.model(**step, past_key_values=cache, use_cache=True).last_hidden_state
-        ids.append(_pick(model.lm_head(hidden[:, -1]), len(ids)))
+        ids.append(_pick(model.lm_head(hidden[:, -1]), len(ids), allowed))
         if len(ids) == 1:
             prefilled = time.perf_counter()
         if len(ids) == count:
@@ -67,10 +69,10 @@ def score(model: Any, embeds: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
     return logits
 
 
-def _pick(logits: torch.Tensor, position: int) -> int:
-    """The lowest id of the largest logit; torch.argmax documents that order."""
+def _pick(logits: torch.Tensor, position: int, allowed: range) -> int:
+    """The lowest of the `allowed` ids with the largest logit among them; torch.argmax documents that order."""
     row = logits[0].float()
-    best, finite = torch.stack((row.argmax(), torch.isfinite(row).all().long())).tolist()
+    best, finite = torch.stack((row[allowed.start : allowed.stop].argmax(), torch.isfinite(row).all().long())).tolist()
     if not finite:
         raise ServerFault(f"a logit at position {position + 1} is not finite: damaged weights or a GPU fault")
-    return int(best)
+    return allowed[int(best)]

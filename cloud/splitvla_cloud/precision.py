@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from splitvla_shared.errors import ConfigError
 
 Precision = Literal["fp32", "bf16", "int8", "nf4"]
+Quantised = Literal["int8", "nf4"]
 
 # Shapes that the CPU kernel of bitsandbytes repacks NF4 weights into; others raise deep inside the first forward.
 _NF4_CPU_IN, _NF4_CPU_OUT = 64, 32
@@ -35,6 +37,23 @@ NUMERICS: dict[Precision, Numerics] = {
         {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
     ),
 }
+
+
+def parse_precision(name: str) -> Precision:
+    """Raises ConfigError for a name that is none."""
+    for known in NUMERICS:
+        if known == name:
+            return known
+    raise ConfigError(f"precision {name!r} is unknown; one of {', '.join(NUMERICS)}")
+
+
+def parse_precisions(text: str) -> tuple[Precision, ...]:
+    """Names separated by commas; none for an empty text. Raises ConfigError."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    found = tuple(known for known in NUMERICS if known in names)
+    if unknown := set(names) - set(found):
+        raise ConfigError(f"precisions {sorted(unknown)} are unknown; any of {', '.join(NUMERICS)}")
+    return found
 
 
 def select_device(device: str) -> str:
@@ -63,6 +82,15 @@ def check_shapes(precision: Precision, device: str, linears: Mapping[str, tuple[
                 f"precision nf4 on the CPU takes layers of {_NF4_CPU_IN}n -> {_NF4_CPU_OUT}m features, "
                 f"{name} is {fan_in} -> {fan_out}; use a GPU, or precision int8 or bf16"
             )
+
+
+def check_stored(stored: str | None, precision: Precision, bundle: Path) -> None:
+    """stored: the bundle's PRECISION_KEY. Raises ConfigError when it holds quantised weights of another precision."""
+    if stored is not None and stored != precision:
+        raise ConfigError(
+            f"precision is {precision}, but {bundle} holds weights that `split --precision {stored}` quantised;"
+            f" serve with precision {stored}, or split again without --precision"
+        )
 
 
 def quantization_config(precision: Precision) -> Any:

@@ -48,7 +48,10 @@ class TerminalProgress:
 
 
 def bar(stage: str, done: int, total: int, elapsed_s: float) -> str:
-    """One line; the time left is elapsed time scaled by what is left, shown once a tenth is done or a second gone."""
+    """One line; the time left is elapsed time scaled by what is left, shown once a tenth is done or a second gone.
+
+    Of work that is one step and says nothing until it is done, the time that it has taken so far.
+    """
     share = min(done / total, 1.0) if total > 0 else 1.0
     filled = round(share * _WIDTH)
     line = f"{stage:<24} [{'#' * filled}{'.' * (_WIDTH - filled)}] {share * 100:3.0f} %"
@@ -56,4 +59,4 @@ def bar(stage: str, done: int, total: int, elapsed_s: float) -> str:
         return f"{line}, {elapsed_s:.1f} s"
     if share > 0.0 and (share >= 0.1 or elapsed_s >= 1.0):
         return f"{line}, {elapsed_s * (1 - share) / share:.0f} s left"
-    return line
+    return f"{line}, {elapsed_s:.0f} s so far" if elapsed_s >= 1.0 and not share else line

@@ -43,11 +43,21 @@ _STOP_GRACE_S = 2.0
 
 
 def load_backbone(bundle: Bundle, settings: ServerSettings) -> Backbone:
-    """Load and warm the real backbone. torch is imported here, on the GPU thread, and nowhere else in the server."""
-    from splitvla_cloud.backbone import Backbone as LlamaBackbone
+    """Load, warm and probe the real backbone. torch is imported here, on the GPU thread, and nowhere else.
 
-    backbone = LlamaBackbone.load(bundle, settings.precision, settings.device)
+    Raises BundleError, ConfigError, and ServerFault when it does not answer the golden probe as the split model does.
+    """
+    import torch
+
+    from splitvla_cloud.backbone import Backbone as LlamaBackbone
+    from splitvla_cloud.golden import INSTRUCTION, check_backbone
+    from splitvla_cloud.precision import parse_precision
+
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    backbone = LlamaBackbone.load(bundle, parse_precision(settings.precision), settings.device, settings.decode)
     backbone.warm_up(bundle.spec.patches, bundle.spec.chunk_length * bundle.spec.max_action_dims)
+    check_backbone(backbone, Prompt.load(bundle.path, bundle.spec).ids(INSTRUCTION), bundle.spec, bundle.path)
     return backbone
 
 
@@ -63,7 +73,7 @@ def serve(settings: ServerSettings, load: LoadBackbone = load_backbone) -> int:
     if port and not settings.bind_wait_s and port_is_taken(host, port):
         raise _port_in_use(settings)
     bundle = open_bundle(settings.bundle, "cloud")
-    return asyncio.run(_serve(CloudServer(bundle, settings, load)))
+    return asyncio.run(_serve(CloudServer(bundle, settings.resolved(bundle), load)))
 
 
 class CloudServer:
@@ -74,14 +84,14 @@ class CloudServer:
         self._settings = settings
         prompt = Prompt.load(bundle.path, bundle.spec)
         self._worker = GpuWorker(lambda: load(bundle, settings), settings.queue_limit)
-        self._service = InferenceService(bundle.spec, prompt, self._worker, settings.precision)
+        self._service = InferenceService(bundle.spec, prompt, self._worker, settings.numerics)
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
         self.port = 0
 
     @property
     def ended(self) -> Future[None]:
-        """Resolves when the GPU thread is gone; before `stop` that is a fault."""
+        """Resolves when the GPU thread is gone, or holds the fault that ended it; before `stop` both are faults."""
         return self._worker.ended
 
     async def start(self) -> None:
@@ -104,12 +114,14 @@ class CloudServer:
         """Leave politely: NOT_SERVING at once, and `draining` in every reply for as long as robots need to move."""
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._service.draining = True
+        logger.info("%s", self._service.answered)
         if sessions := self._worker.load().sessions:
             logger.info("draining: %d sessions have %g s to leave", sessions, self._settings.drain_s)
             await asyncio.sleep(self._settings.drain_s)
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, give running ones `grace_s`, then let go of port and GPU thread."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         if self._server is not None:
             await self._server.stop(grace_s)
         self._service.close()
@@ -123,6 +135,8 @@ class CloudServer:
         if secrets is None and not is_loopback(host):
             logger.warning("INSECURE: %s has no TLS; whoever reaches it can move the robot", settings.listen)
         give_up = time.monotonic() + settings.bind_wait_s
+        if port and port_is_taken(host, port):
+            print(f"loaded; waiting for {settings.listen}, which another process holds", flush=True)
         while port and port_is_taken(host, port):
             if time.monotonic() >= give_up:
                 raise _port_in_use(settings)

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
@@ -16,6 +17,7 @@ from splitvla_cloud.prompt import Prompt
 from splitvla_cloud.validation import check_request, decode_payload
 from splitvla_cloud.worker import Frame, GpuWorker, Served
 from splitvla_shared import __version__
+from splitvla_shared.actions import action_ids
 from splitvla_shared.errors import Overloaded, SplitVLAError, status_for_error
 from splitvla_shared.limits import MAX_INSTRUCTION_CHARS
 from splitvla_shared.messages import spec_to_message
@@ -26,13 +28,30 @@ from splitvla_shared.wire.inference_pb2_grpc import InferenceServicer
 
 logger = logging.getLogger("splitvla.cloud")
 
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What was answered so far. clipped: tokens that are no action token, which the robot's side clips."""
+
+    frames: int = 0
+    tokens: int = 0
+    clipped: int = 0
+
+    def plus(self, ids: Sequence[int], allowed: range) -> Answered:
+        clipped = sum(number not in allowed for number in ids)
+        return Answered(self.frames + 1, self.tokens + len(ids), self.clipped + clipped)
+
+    def __str__(self) -> str:
+        return f"answered {self.frames} frames; {self.clipped} of {self.tokens} tokens were no action tokens"
+
+
 _DECODE_THREADS = 2
 # Payloads in the decoding pool at once. A legal one takes up to 4 MiB a camera, and as much again decoded.
 _MAX_DECODING = 16
 
 
 class InferenceService(InferenceServicer):
-    """Owned by the event loop; `draining` is set by the server.
+    """Owned by the event loop; `draining` is set by the server, `answered` counts since the start.
 
     Payloads are decoded on two threads of their own: a large one takes milliseconds, which would stall the event loop
     and with it the health answers, or the GPU thread; and a malformed one is answered at once, not behind the queue.
@@ -53,6 +72,8 @@ class InferenceService(InferenceServicer):
         self._clock = clock
         self._pool = ThreadPoolExecutor(_DECODE_THREADS, thread_name_prefix="decode")
         self._decoding = 0
+        self._action_ids = action_ids(spec.action_vocab_size, spec.action_bins)
+        self.answered = Answered()
         self.draining = False
 
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeReply:  # noqa: N802
@@ -103,6 +124,7 @@ class InferenceService(InferenceServicer):
 
     def _reply(self, sequence: int, served: Served, payload_ms: float, total_ms: float) -> pb.InferReply:
         tokens = served.tokens
+        self.answered = self.answered.plus(tokens.ids, self._action_ids)
         return pb.InferReply(
             sequence=sequence,
             tokens=pb.ActionTokens(ids=tokens.ids),

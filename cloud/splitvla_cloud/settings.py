@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import ipaddress
 import socket
@@ -11,22 +12,32 @@ from typing import Literal
 
 import grpc
 
+from splitvla_shared.bundle import Bundle
 from splitvla_shared.errors import ConfigError
+
+# In a cloud bundle's `extra`: the precision that its weights are stored in, where `split --precision` quantised them.
+PRECISION_KEY = "precision"
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
     """bundle: the cloud half of a split. queue_limit: frames that may wait for the GPU.
 
+    precision: "auto" is what `split` quantised the bundle to, otherwise bf16.
+    decode: "greedy" picks from the whole vocabulary, as the reference does; "action-only" from the action ids alone, so
+    that an answer can neither end early nor hold another id.
+    threads: of the CPU's arithmetic, none = torch's own choice.
     bind_wait_s: 0 binds at once, so that health answers while the model loads; more loads first and then waits that
     long for a port that another process still holds. drain_s: time that robots have to leave after SIGTERM.
     tls_*: PEM files, all three or none; clients must then hold a certificate of `tls_client_ca`.
     """
 
     bundle: Path | None = None
-    precision: Literal["fp32", "bf16", "int8", "nf4"] = "bf16"
+    precision: Literal["auto", "fp32", "bf16", "int8", "nf4"] = "auto"
+    decode: Literal["greedy", "action-only"] = "greedy"
     listen: str = "127.0.0.1:50051"
     device: str = "auto"
+    threads: int | None = None
     queue_limit: int = 8
     drain_s: float = 2.0
     bind_wait_s: float = 0.0
@@ -38,9 +49,22 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.queue_limit <= 1024:
             raise ConfigError(f"queue_limit is {self.queue_limit}; expected 1..1024")
+        if self.threads is not None and not 1 <= self.threads <= 1024:
+            raise ConfigError(f"threads is {self.threads}; expected 1..1024")
         for name in ("drain_s", "bind_wait_s"):
             if not 0 <= getattr(self, name) <= 3600:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0..3600 seconds")
+
+    def resolved(self, bundle: Bundle) -> ServerSettings:
+        """The same settings with what "auto" means for this bundle."""
+        if self.precision != "auto":
+            return self
+        return dataclasses.replace(self, precision=bundle.extra.get(PRECISION_KEY, "bf16"))
+
+    @property
+    def numerics(self) -> str:
+        """For people: "bf16", or "bf16, action-only" where the answers are not the reference's."""
+        return self.precision if self.decode == "greedy" else f"{self.precision}, {self.decode}"
 
 
 def split_address(listen: str) -> tuple[str, int]:

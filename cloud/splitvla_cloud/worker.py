@@ -16,9 +16,11 @@ from splitvla_shared.nouns import FloatArray
 
 logger = logging.getLogger("splitvla.cloud")
 
-# What torch, CUDA and our own slips raise: such a job fails alone. Anything else ends the thread, and with it the
-# server, because then nobody knows what state the process is in.
+# What torch, CUDA and our own slips raise: such a job fails alone, until so many in a row have failed that the GPU must
+# be taken for lost (after most CUDA errors every later call fails too, until the process ends). Anything else ends the
+# thread, and with it the server, at once, because then nobody knows what state the process is in.
 _FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+_FAULTS_IN_A_ROW = 3
 _JOIN_S = 2.0
 
 
@@ -84,7 +86,8 @@ class GpuWorker:
     """Queue in front of a backbone.
 
     The queue, the meter and `_closed` are guarded by `_wake`; the backbone belongs to the thread alone. `ready`
-    resolves once the backbone is loaded and warm, or holds the error; `ended` resolves when the thread is gone.
+    resolves once the backbone is loaded and warm, or holds the error; `ended` resolves when the thread is gone, or
+    holds the ServerFault for which it gave up. `_faults`, failed jobs in a row, belongs to the thread.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class GpuWorker:
         self._queue: FrameQueue[_Job] = FrameQueue(queue_limit)
         self._meter = BusyMeter()
         self._closed = False
+        self._faults = 0
         self.ready: Future[Backbone] = _uncancellable()
         self.ended: Future[None] = _uncancellable()
         # A daemon: neither a long load nor a hung GPU may keep the process from ending.
@@ -141,15 +145,24 @@ class GpuWorker:
             self._thread.join(_JOIN_S)
 
     def _run(self) -> None:
+        lost: ServerFault | None = None
         try:
             if (backbone := self._load_backbone()) is not None:
-                while (ticket := self._next()) is not None:
+                while self._faults < _FAULTS_IN_A_ROW and (ticket := self._next()) is not None:
                     self._serve(backbone, ticket)
+            if self._faults >= _FAULTS_IN_A_ROW:
+                lost = ServerFault(
+                    f"{self._faults} frames in a row failed on the GPU thread, so the GPU is taken for lost; their "
+                    "tracebacks are in the log; start the server again"
+                )
         finally:
             self._close_queue()
             if not self.ready.done():
                 self.ready.set_exception(ServerFault("the GPU thread ended while it loaded the model; see the log"))
-            self.ended.set_result(None)
+            if lost is None:
+                self.ended.set_result(None)
+            else:
+                self.ended.set_exception(lost)
 
     def _load_backbone(self) -> Backbone | None:
         try:
@@ -185,10 +198,12 @@ class GpuWorker:
             self._meter.begin(started)
         try:
             tokens = backbone.infer(frame.prompt_ids, frame.patches, frame.dims)
+            self._faults = 0
             future.set_result(Served(tokens, (started - ticket.queued_at) * 1000))
         except SplitVLAError as error:
             future.set_exception(error)
         except _FAULTS as error:
+            self._faults += 1
             logger.exception("session %016x frame %d failed on the GPU thread", frame.session, frame.sequence)
             future.set_exception(ServerFault(f"frame {frame.sequence}: the backbone failed: {_first_line(error)}"))
         finally:

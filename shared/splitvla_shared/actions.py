@@ -5,6 +5,7 @@ Source: `modeling_prismatic.py` (predict_action) of the OpenVLA checkpoint, and 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,18 +25,29 @@ class Detokenized:
     clipped: tuple[int, ...]
 
 
+def action_ids(vocab_size: int, bins: int) -> range:
+    """The `bins` token ids below `vocab_size` that mean an action."""
+    return range(vocab_size - bins, vocab_size)
+
+
+@functools.lru_cache(maxsize=4)
+def _bin_centers(bins: int) -> ActionArray:
+    edges = np.linspace(-1.0, 1.0, bins)
+    centers: ActionArray = (edges[:-1] + edges[1:]) / 2.0
+    centers.setflags(write=False)
+    return centers
+
+
 def detokenize(ids: Sequence[int], *, vocab_size: int, bins: int) -> Detokenized:
     """Token ids to normalised actions, exactly as the reference does it, with out-of-range ids marked.
 
     `bins` edges give `bins - 1` centres, so the two lowest ids share a centre; ids outside the `bins` ids below
     `vocab_size` are clipped to the nearest centre as the reference clips them, and listed in `clipped`.
     """
-    edges = np.linspace(-1.0, 1.0, bins)
-    centers = (edges[:-1] + edges[1:]) / 2.0
     array = np.asarray(ids, dtype=np.int64)
     index = np.clip(vocab_size - array - 1, 0, bins - 2)
     outside = (array >= vocab_size) | (array < vocab_size - bins)
-    return Detokenized(centers[index], tuple(int(i) for i in np.flatnonzero(outside)))
+    return Detokenized(_bin_centers(bins)[index], tuple(int(i) for i in np.flatnonzero(outside)))
 
 
 @dataclass(frozen=True, slots=True)

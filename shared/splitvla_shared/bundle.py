@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,18 +28,29 @@ class Bundle:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, advance: Callable[[int], None] = lambda count: None) -> str:
+    """Hex digest of a file; `advance` gets the bytes of each block that was read."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK):
             digest.update(block)
+            advance(len(block))
     return digest.hexdigest()
 
 
-def write_manifest(path: Path, side: Side, spec: ModelSpec, extra: Mapping[str, Any] | None = None) -> None:
-    """Write spec.json over all files below `path`; call it last, when the bundle is complete."""
+def write_manifest(
+    path: Path,
+    side: Side,
+    spec: ModelSpec,
+    extra: Mapping[str, Any] | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Write spec.json over all files below `path`; call it last, when the bundle is complete.
+
+    `advance` gets the bytes of the files as they are hashed.
+    """
     files = {
-        str(file.relative_to(path)): {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+        str(file.relative_to(path)): {"bytes": file.stat().st_size, "sha256": file_sha256(file, advance)}
         for file in sorted(path.rglob("*"))
         if file.is_file() and file.name != MANIFEST
     }

@@ -5,17 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from splitvla_cloud.precision import Quantised
+from splitvla_cloud.settings import PRECISION_KEY
 from splitvla_cloud.split.backbone_export import export_backbone
 from splitvla_cloud.split.checkpoint import TOKENIZER, Checkpoint
 from splitvla_cloud.split.encoder_export import export_encoder
+from splitvla_cloud.split.encoder_variants import FP32_ONLY, EncoderOptions, variant_bytes, write_variants
 from splitvla_cloud.split.fingerprint import json_sha256, tensors_sha256
 from splitvla_cloud.split.placement import check_room, check_vacant, placed_whole
-from splitvla_cloud.split.progress import Progress, silent
-from splitvla_cloud.split.tensor_file import TensorEntry
-from splitvla_shared.bundle import file_sha256, write_manifest
+from splitvla_cloud.split.probe import write_probes
+from splitvla_cloud.split.progress import Progress, counter, silent
+from splitvla_cloud.split.tensor_file import StoredTensor
+from splitvla_shared.bundle import Bundle, file_sha256, write_manifest
+from splitvla_shared.image_pipelines import ImagePipeline
 from splitvla_shared.spec import ModelSpec
 
 __all__ = ["Checkpoint", "Progress", "split"]
@@ -25,28 +31,45 @@ STATISTICS = "statistics.json"
 _FLOAT32_BYTES = 4
 
 
-def split(checkpoint: Path, out: Path, *, progress: Progress | None = None) -> ModelSpec:
+def split(
+    checkpoint: Path,
+    out: Path,
+    *,
+    adapter: Path | None = None,
+    precision: Quantised | None = None,
+    image_pipeline: ImagePipeline = ImagePipeline.HF,
+    encoders: EncoderOptions = FP32_ONLY,
+    progress: Progress | None = None,
+) -> ModelSpec:
     """Write `out`/edge and `out`/cloud from the checkpoint folder, and return the spec that both carry.
 
+    adapter: a PEFT LoRA folder that is merged into the weights on their way. precision: "int8" or "nf4" to store the
+    backbone quantised, so that the server starts in seconds and serves that precision alone; None stores it as it is.
+    image_pipeline: what the robot does to a frame unless told otherwise; the checkpoint does not say it.
+    encoders: reduced ones to write beside the exact one, for slow robots, and how they are judged.
     Everything is checked, every weight included, before the first byte is written; `out` appears whole or not at all.
-    Peak memory is the encoder in float32 (3 GB for openvla-7b); the language model passes through one tensor at a time.
+    Peak memory is a small multiple of the largest tensor: both halves pass through one tensor at a time.
     Raises CheckpointError when the source cannot be split, BundleError when `out` is taken or the disk refuses.
     """
     report = progress or silent
     check_vacant(out)
-    source = Checkpoint.open(checkpoint)
-    check_room(out, _bundle_bytes(source))
+    source = Checkpoint.open(checkpoint, adapter)
+    check_room(out, _bundle_bytes(source) + variant_bytes(source, encoders))
     spec = _spec(source, report)
     with placed_whole(out) as whole:
         _write_edge(source, whole / "edge", report)
-        _write_cloud(source, whole / "cloud", report)
-        _write_manifests(source, spec, whole, report)
+        _write_cloud(source, precision, whole / "cloud", report)
+        write_probes(source, spec, whole / "edge", whole / "cloud", report)
+        cloud = Bundle(whole / "cloud", "cloud", spec, {PRECISION_KEY: precision} if precision else {})
+        variants = write_variants(source, whole / "edge", cloud, encoders, report)
+        extra = {"image_pipeline": image_pipeline.value} | variants
+        _write_manifests(source, extra, cloud.extra, spec, whole, report)
     return spec
 
 
 def _spec(source: Checkpoint, report: Progress) -> ModelSpec:
     """Reads every weight once: hashed, and found to be finite."""
-    advance = _counter(report, "check", _size(source.vision_tensors) + _size(source.language_tensors))
+    advance = counter(report, "check", _size(source.vision_tensors) + _size(source.language_tensors))
     return ModelSpec(
         name=source.name,
         vision_sha256=tensors_sha256(source.vision_tensors, dataclasses.asdict(source.vision), advance),
@@ -68,44 +91,36 @@ def _spec(source: Checkpoint, report: Progress) -> ModelSpec:
 
 
 def _write_edge(source: Checkpoint, edge: Path, report: Progress) -> None:
-    report("encoder", 0, 1)
     edge.mkdir()
-    export_encoder(source.vision, source.vision_tensors, edge / ENCODER)
+    export_encoder(source.vision, source.vision_tensors, edge / ENCODER, report=report)
     (edge / STATISTICS).write_text(json.dumps(source.statistics, indent=2) + "\n", encoding="utf-8")
-    report("encoder", 1, 1)
 
 
-def _write_cloud(source: Checkpoint, cloud: Path, report: Progress) -> None:
+def _write_cloud(source: Checkpoint, precision: Quantised | None, cloud: Path, report: Progress) -> None:
     cloud.mkdir()
-    advance = _counter(report, "backbone", _size(source.language_tensors))
-    export_backbone(source.language, source.language_tensors, source.path, cloud, advance)
+    advance = counter(report, "backbone", _size(source.language_tensors))
+    export_backbone(source.language, source.language_tensors, source.path, cloud, advance, precision=precision)
 
 
-def _write_manifests(source: Checkpoint, spec: ModelSpec, whole: Path, report: Progress) -> None:
-    report("manifest", 0, 2)
+def _write_manifests(
+    source: Checkpoint,
+    edge: dict[str, Any],
+    cloud: Mapping[str, Any],
+    spec: ModelSpec,
+    whole: Path,
+    report: Progress,
+) -> None:
+    advance = counter(report, "manifest", sum(file.stat().st_size for file in whole.rglob("*") if file.is_file()))
     fill = source.vision.letterbox_fill
-    write_manifest(whole / "edge", "edge", spec, {"letterbox_fill": list(fill)} if fill else {})
-    report("manifest", 1, 2)
-    write_manifest(whole / "cloud", "cloud", spec)
-    report("manifest", 2, 2)
+    write_manifest(whole / "edge", "edge", spec, edge | ({"letterbox_fill": list(fill)} if fill else {}), advance)
+    write_manifest(whole / "cloud", "cloud", spec, cloud, advance)
 
 
-def _size(tensors: Mapping[str, TensorEntry]) -> int:
+def _size(tensors: Mapping[str, StoredTensor]) -> int:
     return sum(entry.size for entry in tensors.values())
 
 
 def _bundle_bytes(source: Checkpoint) -> int:
-    """The encoder is written as float32, the language model as it is stored; the rest is small."""
+    """The encoder is written as float32, the language model as it is stored at most; the rest is small."""
     encoder = sum(math.prod(entry.shape) for entry in source.vision_tensors.values()) * _FLOAT32_BYTES
     return encoder + _size(source.language_tensors)
-
-
-def _counter(report: Progress, stage: str, total: int) -> Callable[[int], None]:
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        report(stage, done, total)
-
-    return advance

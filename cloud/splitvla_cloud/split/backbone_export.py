@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from splitvla_cloud.precision import Quantised, quantization_config
 from splitvla_cloud.split.fields import Fields
 from splitvla_cloud.split.geometry import LanguageGeometry
-from splitvla_cloud.split.tensor_file import TensorEntry, shard, write_tensors
-from splitvla_cloud.split.weights import INDEX, SINGLE
+from splitvla_cloud.split.quantised import write_quantised
+from splitvla_cloud.split.tensor_file import StoredTensor, read_header, shard, write_tensors
+from splitvla_cloud.split.weights import INDEX, shard_names
 
 SHARD_BYTES = 4_000_000_000
 _TORCH_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -23,21 +25,29 @@ _REMOTE_CODE_KEYS = ("auto_map", "processor_class")
 
 def export_backbone(
     language: LanguageGeometry,
-    tensors: Mapping[str, TensorEntry],
+    tensors: Mapping[str, StoredTensor],
     source: Path,
     out: Path,
     advance: Callable[[int], None],
     shard_bytes: int = SHARD_BYTES,
+    precision: Quantised | None = None,
 ) -> None:
-    """Write config, weights in the type they are stored in, and the tokenizer of `source` into the folder `out`.
+    """Write config, weights and the tokenizer of `source` into the folder `out`.
 
-    Holds one tensor in memory at a time. `advance` gets the bytes of each tensor once it is written.
+    Weights keep the type they are stored in; with `precision` the linear layers are quantised and the rest is bfloat16.
+    Holds one tensor in memory at a time. `advance` gets the bytes of each tensor of the source once it is written.
     """
-    dtype = _TORCH_DTYPES[tensors["model.embed_tokens.weight"].dtype]
-    _write_json(out / "config.json", _llama_config(language, dtype))
+    dtype = "bfloat16" if precision else _TORCH_DTYPES[tensors["model.embed_tokens.weight"].dtype]
+    quantised = {"quantization_config": quantization_config(precision).to_dict()} if precision else {}
+    _write_json(out / "config.json", _llama_config(language, dtype) | quantised)
     ids = {"bos_token_id": language.bos_token_id, "eos_token_id": language.eos_token_id}
     _write_json(out / "generation_config.json", ids | {"pad_token_id": language.pad_token_id, "do_sample": False})
-    _write_weights(tensors, out, advance, shard_bytes)
+    if precision:
+        files = write_quantised(tensors, out, precision, advance)
+    else:
+        files = _write_plain(tensors, out, advance, shard_bytes)
+    if len(files) > 1:
+        _write_index(files, out)
     _copy_tokenizer(source, out)
 
 
@@ -58,20 +68,22 @@ def _llama_config(language: LanguageGeometry, dtype: str) -> dict[str, Any]:
     }
 
 
-def _write_weights(
-    tensors: Mapping[str, TensorEntry], out: Path, advance: Callable[[int], None], shard_bytes: int
-) -> None:
+def _write_plain(
+    tensors: Mapping[str, StoredTensor], out: Path, advance: Callable[[int], None], shard_bytes: int
+) -> dict[str, list[str]]:
+    """The names of the files, and of the tensors in each."""
     shards = shard(tensors, shard_bytes)
-    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    if len(shards) == 1:
-        names = [SINGLE]
+    names = shard_names(len(shards))
     for name, entries in zip(names, shards, strict=True):
         for size in write_tensors(out / name, entries):
             advance(size)
-    if len(shards) > 1:
-        weight_map = {key: name for name, entries in zip(names, shards, strict=True) for key in entries}
-        total = sum(entry.size for entry in tensors.values())
-        _write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    return {name: list(entries) for name, entries in zip(names, shards, strict=True)}
+
+
+def _write_index(files: Mapping[str, list[str]], out: Path) -> None:
+    total = sum(entry.size for name in files for entry in read_header(out / name).values())
+    weight_map = {tensor: name for name, tensors in files.items() for tensor in tensors}
+    _write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _copy_tokenizer(source: Path, out: Path) -> None:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splitvla_cloud.split.adapter import Adapter
 from splitvla_cloud.split.fields import Fields
 from splitvla_cloud.split.geometry import LanguageGeometry, VisionGeometry, language_shapes, vision_shapes
 from splitvla_cloud.split.prompt import prompt_template, suffix_token_id
 from splitvla_cloud.split.read_language import read_language
 from splitvla_cloud.split.read_vision import read_vision
-from splitvla_cloud.split.tensor_file import TensorEntry
-from splitvla_cloud.split.weights import check_nothing_else, check_required, find_tensors
+from splitvla_cloud.split.tensor_file import StoredTensor
+from splitvla_cloud.split.weights import check_nothing_else, check_required, find_tensors, never_read
 from splitvla_shared.actions import parse_statistics
 from splitvla_shared.errors import BundleError, CheckpointError
 
@@ -27,15 +28,16 @@ class Checkpoint:
 
     vision_tensors are under the checkpoint's own names, language_tensors under those of LlamaForCausalLM; both hold
     only what a forward pass reads. statistics are `norm_stats`, or dataset_statistics.json where the folder has one.
-    action_vocab_size: the id that action tokens count down from.
+    With an adapter, tensors read as merged and its own statistics win. action_vocab_size: the id that action tokens
+    count down from.
     """
 
     path: Path
     name: str
     vision: VisionGeometry
     language: LanguageGeometry
-    vision_tensors: Mapping[str, TensorEntry]
-    language_tensors: Mapping[str, TensorEntry]
+    vision_tensors: Mapping[str, StoredTensor]
+    language_tensors: Mapping[str, StoredTensor]
     statistics: Mapping[str, Any]
     max_action_dims: int
     action_vocab_size: int
@@ -44,10 +46,11 @@ class Checkpoint:
     suffix_token_id: int
 
     @classmethod
-    def open(cls, path: Path) -> Checkpoint:
-        """Read all JSON files and safetensors headers.
+    def open(cls, path: Path, adapter: Path | None = None) -> Checkpoint:
+        """Read all JSON files and safetensors headers; adapter: a PEFT LoRA folder to be merged into the weights.
 
-        Raises CheckpointError naming the file, field or tensor when the folder is not a whole OpenVLA checkpoint.
+        Raises CheckpointError naming the file, field or tensor when the folder is not a whole OpenVLA checkpoint, or
+        when the adapter is not one of this checkpoint.
         """
         if not path.is_dir():
             raise CheckpointError(f"{path} is no folder; expected a downloaded Hugging Face checkpoint")
@@ -60,19 +63,22 @@ class Checkpoint:
         language_names = {LANGUAGE_ROOT + name: shape for name, shape in language_shapes(language).items()}
         required = vision_shapes(vision) | language_names
         check_required(required, entries)
-        check_nothing_else(required, tuple(f"{t.prefix}blocks.{t.depth}." for t in vision.towers), entries)
+        last_blocks = tuple(f"{tower.prefix}blocks.{tower.depth}." for tower in vision.towers)
+        check_nothing_else(required, last_blocks, entries)
         if vision.embed_dim != language.hidden_size:
             raise CheckpointError(
                 f"the projector gives {vision.embed_dim} numbers a patch, the backbone takes {language.hidden_size}"
             )
-        statistics = _statistics(path, config)
+        lora = Adapter.open(adapter) if adapter is not None else None
+        tensors = lora.merge(entries, lambda name: never_read(name, last_blocks)) if lora is not None else entries
+        statistics = _statistics(path, config, lora)
         return cls(
             path=path,
-            name=name,
+            name=name if adapter is None else f"{name}+{adapter.resolve().name}",
             vision=vision,
             language=language,
-            vision_tensors={name: entries[name] for name in vision_shapes(vision)},
-            language_tensors={name.removeprefix(LANGUAGE_ROOT): entries[name] for name in language_names},
+            vision_tensors={name: tensors[name] for name in vision_shapes(vision)},
+            language_tensors={name.removeprefix(LANGUAGE_ROOT): tensors[name] for name in language_names},
             statistics=statistics,
             max_action_dims=_longest_action(statistics),
             action_vocab_size=action_vocab_size,
@@ -94,9 +100,10 @@ def _action_vocabulary(config: Fields, language: LanguageGeometry) -> tuple[int,
     return size, bins
 
 
-def _statistics(path: Path, config: Fields) -> Mapping[str, Any]:
+def _statistics(path: Path, config: Fields, lora: Adapter | None) -> Mapping[str, Any]:
     """A fine-tune keeps its base's norm_stats in config.json; its own are in dataset_statistics.json, and win."""
-    file = path / "dataset_statistics.json"
+    own = lora.statistics if lora is not None else None
+    file = own or path / "dataset_statistics.json"
     return Fields.read(file).data if file.is_file() else config.table("norm_stats", {}).data
 
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,25 @@ from splitvla_shared.errors import CheckpointError
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _HEADER_LIMIT = 100_000_000  # what the safetensors library accepts
 _ALIGN = 8
+
+
+class StoredTensor(Protocol):
+    """A tensor of the model that is read when it is asked for: as it lies in a file, or with an adapter merged in.
+
+    dtype is safetensors' name for it; size is in bytes; file is where a fault in it is to be looked for.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def file(self) -> Path: ...
+    @property
+    def size(self) -> int: ...
+    def read(self) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +118,7 @@ def _entry(path: Path, name: str, value: Any, data_start: int) -> TensorEntry:
     return TensorEntry(name, dtype, shape, path, data_start + start, expected)
 
 
-def write_tensors(path: Path, entries: Mapping[str, TensorEntry]) -> Iterator[int]:
+def write_tensors(path: Path, entries: Mapping[str, StoredTensor]) -> Iterator[int]:
     """Write `entries` under the mapping's names, the header first; yields the bytes of each tensor once written."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -119,9 +138,9 @@ def write_tensors(path: Path, entries: Mapping[str, TensorEntry]) -> Iterator[in
             yield entry.size
 
 
-def shard(entries: Mapping[str, TensorEntry], limit_bytes: int) -> Sequence[dict[str, TensorEntry]]:
+def shard(entries: Mapping[str, StoredTensor], limit_bytes: int) -> Sequence[dict[str, StoredTensor]]:
     """Cut `entries` in order into files of at most `limit_bytes`, at least one tensor each."""
-    shards: list[dict[str, TensorEntry]] = [{}]
+    shards: list[dict[str, StoredTensor]] = [{}]
     used = 0
     for name, entry in entries.items():
         if shards[-1] and used + entry.size > limit_bytes:

@@ -88,11 +88,15 @@ class VisionTransformer(nn.Module):
         self.reg_token = nn.Parameter(torch.zeros(1, tower.registers, tower.dim)) if tower.registers else None
         self.blocks = nn.ModuleList(Block(tower) for _ in range(tower.depth))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor) -> Tensor:
+        """What the first block takes: patches with their positions, behind the prefix tokens."""
         # Positions belong to the patches alone: timm's no_embed_class, with the cls position folded into cls_token.
         x = self.patch_embed(x) + self.pos_embed
         prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
-        x = torch.cat([*prefix, x], dim=1) if prefix else x
+        return torch.cat([*prefix, x], dim=1) if prefix else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
         for block in self.blocks:
             x = block(x)
         return x[:, self.prefix_tokens :]

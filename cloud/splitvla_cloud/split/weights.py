@@ -20,6 +20,13 @@ _NEVER_READ = re.compile(
 )
 
 
+def shard_names(count: int) -> list[str]:
+    """The file names of a checkpoint in `count` files, as transformers chooses them."""
+    if count == 1:
+        return [SINGLE]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
 def find_tensors(path: Path) -> dict[str, TensorEntry]:
     """Every tensor in the folder. Raises CheckpointError for missing or damaged files, and for pickles."""
     if (path / SINGLE).is_file():
@@ -68,14 +75,26 @@ def check_required(required: Mapping[str, Shape], entries: Mapping[str, TensorEn
             )
 
 
+def never_read(name: str, last_blocks: tuple[str, ...]) -> bool:
+    """Whether a tensor of this name is stored and no forward pass looks at it.
+
+    last_blocks: prefixes of the towers' last blocks, which never run.
+    """
+    return name.startswith(last_blocks) or _NEVER_READ.match(name) is not None
+
+
 def check_nothing_else(required: Mapping[str, Shape], last_blocks: tuple[str, ...], names: Iterable[str]) -> None:
     """Raises CheckpointError for a tensor that the forward pass would have to read and this layout does not know.
 
     Dropping one in silence (a LoRA adapter, a FiLM layer, a bias) would leave a model that acts differently.
-    last_blocks: prefixes of the towers' last blocks, which are stored and never run.
+    last_blocks: see `never_read`.
     """
     for name in names:
-        if name in required or name.startswith(last_blocks) or _NEVER_READ.match(name):
+        if name in required or never_read(name, last_blocks):
             continue
-        hint = "merge the adapter into the model first" if "lora_" in name else "only plain OpenVLA models can be split"
+        hint = (
+            "merge the adapter into the model first, or split the base with --adapter DIR"
+            if "lora_" in name
+            else "only plain OpenVLA models can be split"
+        )
         raise CheckpointError(f"unknown tensor {name} in the checkpoint; {hint}")

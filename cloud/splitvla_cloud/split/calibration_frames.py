@@ -1,0 +1,71 @@
+"""The frames that a reduced encoder is fitted to and measured on: the user's own, or scenes made in code."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as PilImage
+from PIL import UnidentifiedImageError
+
+from splitvla_shared.errors import ObservationError
+from splitvla_shared.nouns import Image
+
+BUILT_IN = 8
+MOST = 32  # frames of a folder that are used, evenly spaced; more change little and cost seconds each
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+
+
+def calibration_frames(folder: Path | None, size: int) -> list[Image]:
+    """uint8 RGB frames (size, size, 3): up to 32 images of `folder`, or eight made in code when it is None.
+
+    Raises ObservationError when the folder holds no image or one that can't be read.
+    """
+    if folder is None:
+        return [_scene(index, size) for index in range(BUILT_IN)]
+    if not folder.is_dir():
+        raise ObservationError(f"--calibration {folder} is no folder; name one that holds camera frames")
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
+    if not files:
+        raise ObservationError(f"--calibration {folder} holds no image; put some of the robot's camera frames there")
+    chosen = np.linspace(0, len(files) - 1, min(len(files), MOST)).round().astype(int)
+    return [_read(files[index], size) for index in chosen]
+
+
+def _read(file: Path, size: int) -> Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", PilImage.DecompressionBombWarning)
+            with PilImage.open(file) as image:
+                return np.asarray(image.convert("RGB").resize((size, size), PilImage.Resampling.BICUBIC))
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, PilImage.DecompressionBombWarning) as error:
+        raise ObservationError(f"--calibration {file} can't be read: {error}; remove it or replace it") from error
+
+
+def _scene(index: int, size: int) -> Image:
+    """Smooth light, some flat boxes with hard edges, and sensor noise; darker and brighter by turns."""
+    random = np.random.default_rng(1000 + index)
+    canvas = np.zeros((size, size, 3))
+    for cells, weight in ((3, 0.5), (9, 0.3), (28, 0.2)):  # large forms weigh more, as in pictures
+        canvas += weight * _enlarged(random.random((cells, cells, 3)), size)
+    for _ in range(12):
+        top, left = random.integers(0, size, 2)
+        height, width = random.integers(size // 16 + 1, size // 3 + 2, 2)
+        canvas[top : top + height, left : left + width] = random.random(3)
+    exposure = (0.35, 0.7, 1.0, 1.3)[index % 4]
+    noisy = 255 * exposure * canvas + random.normal(0, 4, canvas.shape)
+    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+
+
+def _enlarged(grid: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
+    """Bilinear, in plain numpy: the same bits whatever image library is installed."""
+    cells = len(grid)
+    at = np.linspace(0, cells - 1, size)
+    low = np.minimum(at.astype(int), cells - 2)
+    share = (at - low)[:, None, None]
+    rows = grid[low] * (1 - share) + grid[low + 1] * share
+    share = share[:, 0][None]
+    mixed: npt.NDArray[np.float64] = rows[:, low] * (1 - share) + rows[:, low + 1] * share
+    return mixed

@@ -1,0 +1,75 @@
+"""What the README says can be typed: every command parses, every make verb exists, every figure was measured."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    line
+    for language, text in BLOCKS
+    if not language
+    for line in text.replace("\\\n", " ").splitlines()
+    if line.startswith("splitvla-")
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_of_the_readme_parses(line: str) -> None:
+    program, *arguments = shlex.split(line)
+    package = importlib.import_module(f"{program.replace('-', '_')}.__main__")
+    parsed = package.build_parser().parse_args(arguments)
+    assert callable(parsed.command)
+
+
+def test_the_readme_shows_every_command_that_a_user_needs() -> None:
+    shown = {tuple(line.split()[:2]) for line in COMMANDS}
+    for verb in (
+        ("splitvla-cloud", "split"),
+        ("splitvla-cloud", "serve"),
+        ("splitvla-edge", "act"),
+        ("splitvla-edge", "run"),
+    ):
+        assert verb in shown
+
+
+def test_the_python_of_the_readme_uses_what_there_is() -> None:
+    for text in (text for language, text in BLOCKS if language == "python"):
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                module = importlib.import_module(node.module)
+                for name in node.names:
+                    assert hasattr(module, name.name), f"{node.module} has no {name.name}"
+
+
+def test_every_verb_of_the_readme_is_in_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    verbs = set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE))
+    assert {"demo", "test"} <= verbs
+    for verb in verbs:
+        assert re.search(rf"^{verb}:.*## ", makefile, flags=re.MULTILINE), f"make {verb} is not in the Makefile"
+
+
+def test_every_figure_of_the_readme_s_table_stands_in_the_results() -> None:
+    """A row of the README's measured table is a row of RESULTS.md, letter by letter."""
+    results = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    marked = re.search(r"<!-- from RESULTS.md -->\n(.*?)\n\n", README, flags=re.DOTALL)
+    assert marked, "README's table is marked <!-- from RESULTS.md -->"
+    rows = marked.group(1).splitlines()
+    assert len(rows) > 2
+    for row in rows:
+        assert row in results, row
+
+
+def test_every_link_of_the_documents_leads_to_a_file() -> None:
+    for document in [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
