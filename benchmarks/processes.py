@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 _READY = re.compile(r"\bready on (\S+:\d+)")
-_LOADED = re.compile(r"\bready\b|\bwaiting for \S+:\d+")
+_LOADED = re.compile(r"\bready on\b|\bwaiting for \S+:\d+")
 
 
 class ServerProcess:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +27,11 @@ _RUN_OPTIONS = {
     "run_dir": "run_dir",
     "accept_clipped": "accept_clipped",
     "threads": "threads",
+    "encoder": "encoder",
+    "provider": "provider",
+    "image_pipeline": "image_pipeline",
+    "camera_transform": "camera_transform",
+    "action_transform": "action_transform",
     "frames": "replay.frames",
     "fps": "replay.fps",
     "loop": "replay.loop",
@@ -38,7 +45,7 @@ _RUN_OPTIONS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, or the error's own after one line on standard error."""
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its C core narrates lost connections on standard error
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
@@ -50,12 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Every command and option of this side."""
     parser = argparse.ArgumentParser(prog="splitvla-edge", description="SplitVLA on the robot")
     parser.add_argument("--version", action="version", version=f"splitvla {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_act(commands.add_parser("act", help="ask for one action and print it"))
     _add_run(commands.add_parser("run", help="run the daemon: camera and robot, one safe command every tick"))
+    _add_doctor(commands.add_parser("doctor", help="check camera, encoder, link, server and model before a run"))
     watch = commands.add_parser("watch", help="show a run live, from its folder")
     watch.add_argument("run_dir", type=Path)
     watch.set_defaults(command=_watch)
@@ -69,6 +78,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unnorm-key", metavar="KEY", help="the dataset whose statistics scale the action")
     parser.add_argument("--scheme", help="payload scheme, e.g. f32, bf16, int8, int4-zstd (bf16)")
     parser.add_argument("--threads", type=int, metavar="N", help="of the encoder (all cores)")
+    parser.add_argument("--encoder", metavar="NAME", help="fp32, or fp16 or int8 where the bundle has them (fp32)")
+    parser.add_argument("--provider", metavar="NAME", help="auto, tensorrt, cuda or cpu, whatever passes a test (auto)")
+    parser.add_argument("--image-pipeline", metavar="NAME", help="hf, eval or eval-crop (the bundle's own)")
+    parser.add_argument("--camera-transform", metavar="NAME", help="none or rotate180 (none)")
+    parser.add_argument("--action-transform", metavar="NAME", help="none, libero or simpler (none)")
     parser.add_argument("--tls-ca", metavar="PEM", help="the authority that signed the server's certificate")
     parser.add_argument("--tls-cert", metavar="PEM", help="the robot's certificate")
     parser.add_argument("--tls-key", metavar="PEM", help="the robot's private key")
@@ -107,6 +121,16 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_run)
 
 
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", type=Path, required=True, help="the edge half that `split` made")
+    parser.add_argument("--server", required=True, metavar="HOST:PORT")
+    parser.add_argument("--device", help="of the camera: /dev/video0, an index, or a stream address (no camera)")
+    _add_model(parser)
+    parser.add_argument("--budget-s", type=float, default=1.0, metavar="S", help="what an action may take (1)")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    parser.set_defaults(command=_doctor)
+
+
 def _act(arguments: argparse.Namespace) -> int:
     from splitvla_edge.act import ActRequest, act_once, render_json, render_text
 
@@ -121,6 +145,11 @@ def _act(arguments: argparse.Namespace) -> int:
             deadline_s=arguments.deadline_s,
             connect_timeout_s=arguments.connect_timeout_s,
             threads=arguments.threads,
+            encoder=arguments.encoder or "fp32",
+            provider=arguments.provider or "auto",
+            image_pipeline=arguments.image_pipeline,
+            camera_transform=arguments.camera_transform or "none",
+            action_transform=arguments.action_transform or "none",
             tls_ca=arguments.tls_ca,
             tls_cert=arguments.tls_cert,
             tls_key=arguments.tls_key,
@@ -130,19 +159,50 @@ def _act(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(arguments: argparse.Namespace) -> int:
+    from splitvla_edge.doctor import doctor
+    from splitvla_edge.doctor_checks import DoctorSettings
+    from splitvla_edge.security import Security
+    from splitvla_shared.codec import parse_scheme
+
+    settings = DoctorSettings(
+        bundle=arguments.bundle,
+        server=arguments.server,
+        device=arguments.device,
+        scheme=parse_scheme(arguments.scheme or "bf16"),
+        unnorm_key=arguments.unnorm_key,
+        encoder=arguments.encoder or "fp32",
+        provider=arguments.provider or "auto",
+        threads=arguments.threads,
+        budget_s=arguments.budget_s,
+        security=Security.from_files(arguments.tls_ca, arguments.tls_cert, arguments.tls_key),
+    )
+    return doctor(settings, sys.stdout, "json" if arguments.json else "table")
+
+
 def _run(arguments: argparse.Namespace) -> int:
-    from splitvla_edge.daemon import RunSettings, run
+    from splitvla_edge.daemon import RunSettings, new_run_dir, run
 
     given = {setting: getattr(arguments, option) for option, setting in _RUN_OPTIONS.items()}
     settings = load_config(RunSettings, arguments.config, arguments.set, given)
     for line in describe_config(settings):
         print(f"  {line}")
-    return run(settings)
+    if not arguments.view:
+        return run(settings)
+    settings = dataclasses.replace(settings, run_dir=settings.run_dir or new_run_dir())
+    # Drawing costs milliseconds: it happens in a process of its own, and never in the one that ticks.
+    viewer = subprocess.Popen([sys.executable, "-m", "splitvla_edge", "watch", str(settings.run_dir)])
+    try:
+        return run(settings)
+    finally:
+        viewer.terminate()
+        viewer.wait()
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    from splitvla_edge.watch import watch
+    from splitvla_edge.watch import wait_for_run, watch
 
+    wait_for_run(arguments.run_dir)
     watch(arguments.run_dir)
     return 0
 

@@ -1,56 +1,67 @@
-"""The vision encoder and projector: encoder.onnx of the edge bundle in ONNX Runtime."""
+"""The vision encoder and projector: one of the edge bundle's encoders in ONNX Runtime, on hardware that was tried."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from splitvla_shared.bundle import Bundle
+from splitvla_edge.engine_cache import EngineKey, engine_folder, user_cache_root
+from splitvla_edge.machine_names import accelerator_name
+from splitvla_edge.onnx_errors import ORT_ERRORS, one_line
+from splitvla_edge.providers import AUTO, PROVIDERS, TOLERANCE, Options, Session, check_choice, embedding, select
+from splitvla_shared.bundle import Bundle, file_sha256
+from splitvla_shared.encoders import ENCODER_FILES, FP32
 from splitvla_shared.errors import BundleError, ConfigError
 from splitvla_shared.nouns import FloatArray, Image
+from splitvla_shared.probe import probe_image
 
-ENCODER_FILE = "encoder.onnx"
-CPU = ("CPUExecutionProvider",)
-
-# ONNX Runtime's exceptions share no base below Exception.
-_ORT_ERRORS: tuple[type[Exception], ...] = (
-    ort_errors.EPFail,
-    ort_errors.EngineError,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoModel,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-    RuntimeError,
-    ValueError,
-)
+ENCODER_FILE = ENCODER_FILES[FP32]
 
 
 class OnnxEncoder:
-    """One ONNX Runtime session, warmed up. Owned by the perception process; `embed` from one thread at a time."""
+    """One ONNX Runtime session, warmed up. Owned by the perception process; `embed` from one thread at a time.
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, providers: Sequence[str] = CPU) -> None:
-        """Load and check `encoder.onnx`. threads: cores for one inference, None for all physical cores.
+    variant: the encoder's name in the bundle. selection: the provider in use, and why not others.
+    """
 
-        Raises BundleError when the graph can't be loaded, is not this spec's, or fails on a black frame; ConfigError
-        when a provider is not in this build of ONNX Runtime.
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, *, variant: str = FP32, provider: str = AUTO
+    ) -> None:
+        """Load and check an encoder. threads: cores for one inference on the CPU, None for all physical cores.
+
+        variant: fp32, or fp16 or int8 where `split` made it. provider: auto, tensorrt, cuda or cpu; whatever is not
+        the CPU must first give the CPU's embedding of a test image.
+        Raises BundleError when the bundle has no such encoder, or it can't be loaded, is not this spec's, or fails;
+        ConfigError on settings that make no sense and when the provider that was asked for does not work.
         """
         if threads is not None and threads < 1:
             raise ConfigError(f"encoder threads is {threads}; expected at least 1, or none for all physical cores")
+        check_choice(provider)
+        self.variant = variant
         self._spec = bundle.spec
-        self._path = bundle.path / ENCODER_FILE
-        self._session = _open_session(self._path, threads, providers)
+        self._path = bundle.path / _file(bundle, variant)
+        opener = _Opener(self._path, threads)
+        self._session = self._open_on_cpu(opener)
         self._check_graph()
-        # The first run allocates the arena and takes several times as long as the next: not on a moving robot.
         size = self._spec.image_size
+        self.selection = select(
+            provider,
+            self._session,
+            ort.get_available_providers(),
+            opener,
+            {"tensorrt": opener.tensorrt_options},
+            probe_image(size),
+            TOLERANCE[variant],
+        )
+        self._session = self.selection.session
+        # The first run allocates the arena and takes several times as long as the next: not on a moving robot.
         self.embed(np.zeros((size, size, 3), np.uint8))
 
     def embed(self, image: Image) -> FloatArray:
@@ -63,13 +74,22 @@ class OnnxEncoder:
         if image.shape != (size, size, 3) or image.dtype != np.uint8:
             raise ValueError(f"image is {image.dtype} {image.shape}; the encoder takes uint8 ({size}, {size}, 3)")
         try:
-            (batch,) = self._session.run(["patches"], {"image": np.ascontiguousarray(image)[np.newaxis]})
-        except _ORT_ERRORS as error:
-            raise BundleError(f"{self._path}: the encoder failed: {_one_line(error)}") from error
-        patches: FloatArray = batch[0]
+            patches = embedding(self._session, image)
+        except ORT_ERRORS as error:
+            raise BundleError(f"{self._path}: the encoder failed: {one_line(error)}") from error
         if not np.isfinite(patches).all():
             raise BundleError(f"{self._path}: the embedding is not finite; split again with a float32 encoder")
         return patches
+
+    def _open_on_cpu(self, opener: _Opener) -> Session:
+        if not self._path.is_file():
+            raise BundleError(f"{self._path.parent} is not whole: {self._path.name} is missing; copy it again")
+        try:
+            return opener(PROVIDERS["cpu"], {})
+        except ORT_ERRORS as error:
+            raise BundleError(
+                f"{self._path} can't be loaded: {one_line(error)}; copy it again or split again"
+            ) from error
 
     def _check_graph(self) -> None:
         spec = self._spec
@@ -87,23 +107,56 @@ class OnnxEncoder:
                 raise BundleError(f"{self._path}: {side} are {found[side]}, spec.json says {wanted}; split again")
 
 
-def _open_session(path: Path, threads: int | None, providers: Sequence[str]) -> Any:
-    available = ort.get_available_providers()
-    missing = [name for name in providers if name not in available]
-    if missing or not providers:
-        raise ConfigError(f"encoder providers {missing} are not in this onnxruntime; it has {', '.join(available)}")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    # Spinning threads would take the cores from the control process between two frames.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    if not path.is_file():
-        raise BundleError(f"{path.parent} is not whole: {path.name} is missing; copy it again or split again")
-    try:
-        return ort.InferenceSession(str(path), options, providers=list(providers))
-    except _ORT_ERRORS as error:
-        raise BundleError(f"{path} can't be loaded: {_one_line(error)}; copy it again or split again") from error
+def encoders_of(bundle: Bundle) -> tuple[str, ...]:
+    """The encoders that the manifest speaks of; a file that it does not speak of was never checked."""
+    listed = bundle.extra.get("encoders")
+    names = listed if isinstance(listed, dict) else {}
+    return tuple(name for name in ENCODER_FILES if name == FP32 or name in names)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def _file(bundle: Bundle, variant: str) -> str:
+    found = encoders_of(bundle)
+    if variant not in found:
+        raise BundleError(
+            f"{bundle.path} has no encoder {variant!r}; it has {', '.join(found)}; split again with --encoder NAMES"
+        )
+    return ENCODER_FILES[variant]
+
+
+@dataclass(frozen=True, slots=True)
+class _Opener:
+    """Opens sessions of one graph."""
+
+    path: Path
+    threads: int | None
+
+    def __call__(self, provider: str, options: Options) -> Session:
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = self.threads or 0
+        # Spinning threads would take the cores from the control process between two frames.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        settings.log_severity_level = 3
+        providers = [(provider, dict(options)), *_BEHIND.get(provider, ())]
+        # Without enable_fallback=0 a provider that fails is replaced by the CPU, with a print for all notice.
+        session: Session = ort.InferenceSession(str(self.path), settings, providers=providers, enable_fallback=0)
+        return session
+
+    def tensorrt_options(self) -> Options:
+        """With an engine cache of their own. Raises ConfigError when the cache can't be trusted."""
+        options = {"trt_engine_cache_enable": "True", "trt_timing_cache_enable": "True"}
+        key = EngineKey(_graph_sha256(self.path), ort.__version__, options, accelerator_name())
+        folder = str(engine_folder(user_cache_root(os.environ), key))
+        return options | {"trt_engine_cache_path": folder, "trt_timing_cache_path": folder}
+
+
+# What runs the operators that a provider lacks.
+_BEHIND: Mapping[str, tuple[Any, ...]] = {
+    PROVIDERS["tensorrt"]: (PROVIDERS["cuda"], PROVIDERS["cpu"]),
+    PROVIDERS["cuda"]: (PROVIDERS["cpu"],),
+}
+
+
+def _graph_sha256(path: Path) -> str:
+    """Of the graph and, where they lie beside it, of its weights."""
+    files = [path, path.with_name(path.name + ".data")]
+    return hashlib.sha256("".join(file_sha256(file) for file in files if file.is_file()).encode()).hexdigest()

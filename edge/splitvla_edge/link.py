@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from splitvla_edge.calls import InferCall, Reply, ServerDescription, ServerLoad, ServerStages
 from splitvla_edge.security import Security
@@ -73,6 +74,22 @@ class GrpcLink:
             f"no server at {self.address} after {timeout_s:.1f} s: {reason}; "
             f"check the address, and that both sides use TLS or neither does"
         )
+
+    def health(self, timeout_s: float) -> str:
+        """What the server's health service says of inference: "SERVING" or "NOT_SERVING".
+
+        Raises Unreachable when none answers in time, ServerFault when there is no health service.
+        """
+        service = pb.DESCRIPTOR.services_by_name["Inference"].full_name
+        try:
+            reply = self._call(
+                health_pb2_grpc.HealthStub(self._channel).Check,
+                health_pb2.HealthCheckRequest(service=service),
+                timeout_s,
+            )
+        except grpc.RpcError as error:
+            raise self._failure(error, "health") from error
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
 
     def infer(self, request: InferCall, deadline_s: float) -> Reply:
         """Send one observation and wait for its action, at most `deadline_s`; on expiry the call is cancelled.

@@ -1,0 +1,293 @@
+"""What `doctor` looks at: one function a check, each of which ends in PASS, FAIL or SKIP with a reason.
+
+Rules of this file: a check measures what a run will do, with the run's own code; it may raise any error of the tree,
+which is its FAIL; what it opened it leaves in the Patient for the checks behind it, which SKIP without it.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from splitvla_edge.encoder import OnnxEncoder, encoders_of
+from splitvla_edge.link import GrpcLink
+from splitvla_edge.model import STATISTICS_FILE, check_accepted, check_same_model, read_edge_model
+from splitvla_edge.policy import EdgePolicy
+from splitvla_edge.probe import INSTRUCTIONS, check_encoder, check_sees
+from splitvla_edge.providers import AUTO
+from splitvla_edge.robots.base import Camera
+from splitvla_edge.robots.camera import CameraSettings, V4l2Camera
+from splitvla_edge.security import Security
+from splitvla_shared.bundle import Bundle, open_bundle
+from splitvla_shared.encoders import FP32
+from splitvla_shared.errors import RobotError, SplitVLAError
+from splitvla_shared.nouns import Observation, Scheme
+
+T = TypeVar("T")
+_CAMERA_FIRST_S, _CAMERA_WATCH_S, _CAMERA_LOOK_S = 5.0, 2.0, 0.002
+_ENCODE_RUNS, _DESCRIBE_RUNS, _ACT_RUNS = 5, 20, 3
+_CONNECT_S, _ACT_DEADLINE_S = 5.0, 60.0  # generous: a slow answer is to be measured, not to be cut off
+
+
+class Verdict(enum.Enum):
+    PASS = "PASS"
+    FAIL = "FAIL"
+    SKIP = "SKIP"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """values: the numbers that were measured, units in their names. remedy: one line, empty unless it failed."""
+
+    check: str
+    verdict: Verdict
+    found: str
+    remedy: str = ""
+    values: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check returns. good is its verdict; values as in CheckResult."""
+
+    good: bool
+    found: str
+    values: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorSettings:
+    """What is examined. device: of the camera, None = no camera. budget_s: what an action may take on this robot."""
+
+    bundle: Path
+    server: str
+    device: str | None = None
+    scheme: Scheme = Scheme.BF16
+    unnorm_key: str | None = None
+    encoder: str = FP32
+    provider: str = AUTO
+    threads: int | None = None
+    budget_s: float = 1.0
+    security: Security | None = None
+
+
+@dataclass(slots=True)
+class Patient:
+    """The parts under examination. Owned by one `doctor` run; the checks fill it in their order."""
+
+    settings: DoctorSettings
+    open_camera: Callable[[CameraSettings], Camera] = V4l2Camera
+    clock: Callable[[], float] = time.monotonic
+    pause: Callable[[float], None] = time.sleep
+    bundle: Bundle | None = None
+    encoder: OnnxEncoder | None = None
+    link: GrpcLink | None = None
+    same_model: bool = False
+
+
+class Skip(Exception):  # noqa: N818 - an outcome, not an error
+    """This check can't be made; the message says why."""
+
+
+def check_camera(patient: Patient) -> Finding:
+    """Frames a second over two seconds, and whether the picture ever changes: a live sensor's noise always does."""
+    if patient.settings.device is None:
+        raise Skip("no --device was given")
+    camera = patient.open_camera(CameraSettings(patient.settings.device))
+    try:
+        frames, pictures, shape = _watch(patient, camera)
+    finally:
+        camera.close()
+    rate = (len(frames) - 1) / (max(frames.values()) - min(frames.values())) if len(frames) > 1 else 0.0
+    found = f"{shape[1]}x{shape[0]} at {rate:.1f} frames/s, {pictures} different pictures in {len(frames)} frames"
+    frozen = pictures < 2
+    return Finding(not frozen, f"frozen: {found}" if frozen else found, (("camera_fps", rate),))
+
+
+def check_bundle(patient: Patient) -> Finding:
+    """Every file has the bytes that `split` wrote."""
+    patient.bundle = bundle = open_bundle(patient.settings.bundle, "edge")
+    found = f"{bundle.spec.name}, fingerprint {bundle.spec.fingerprint[:16]}, encoders {', '.join(encoders_of(bundle))}"
+    return Finding(True, found)
+
+
+def check_provider(patient: Patient) -> Finding:
+    """The hardware that passed a real inference against the CPU, and why others did not."""
+    settings = patient.settings
+    bundle = _needed(patient.bundle, "bundle")
+    encoder = OnnxEncoder(bundle, settings.threads, variant=settings.encoder, provider=settings.provider)
+    difference = check_encoder(encoder, bundle, settings.encoder)
+    patient.encoder = encoder
+    found = f"{settings.encoder} on {encoder.selection.describe()}; golden probe off by {difference:.2%}"
+    return Finding(True, found, (("probe_difference", difference),))
+
+
+def check_encode_time(patient: Patient) -> Finding:
+    """Median of five images, after the warm-up that opening the encoder made."""
+    encoder, bundle = _needed(patient.encoder, "encoder"), _needed(patient.bundle, "bundle")
+    image = np.full((bundle.spec.image_size,) * 2 + (3,), 128, np.uint8)
+    times_ms = _timed_ms(patient, _ENCODE_RUNS, lambda: encoder.embed(image))
+    median = float(np.median(times_ms))
+    budget_ms = patient.settings.budget_s * 1e3
+    found = f"median {median:.1f} ms, {min(times_ms):.1f} to {max(times_ms):.1f}; an action may take {budget_ms:.0f} ms"
+    return Finding(median < budget_ms, found, (("encode_ms", median),))
+
+
+def check_health(patient: Patient) -> Finding:
+    """The gRPC health service, which answers while the model is busy."""
+    link = GrpcLink(patient.settings.server, security=patient.settings.security)
+    try:
+        link.describe(_CONNECT_S)  # waits for a connection, as a run does
+        status = link.health(_CONNECT_S)
+    except BaseException:
+        link.close()
+        raise
+    patient.link = link
+    return Finding(status == "SERVING", status)
+
+
+def check_fingerprint(patient: Patient) -> Finding:
+    """The server holds the other half of this model, accepts this scheme, and is not going away."""
+    link, bundle = _needed(patient.link, "server"), _needed(patient.bundle, "bundle")
+    server = link.describe(_CONNECT_S)
+    check_same_model(bundle.spec, server.spec)
+    check_accepted(patient.settings.scheme, server)
+    patient.same_model = True
+    found = f"{server.spec.fingerprint[:16]} on both sides; backbone {server.precision}, server {server.version}"
+    return Finding(not server.draining, f"{found}; draining: it is going away" if server.draining else found)
+
+
+def check_round_trip(patient: Patient) -> Finding:
+    """Twenty empty calls, one after the other."""
+    link = _needed(patient.link, "server")
+    times_ms = _timed_ms(patient, _DESCRIBE_RUNS, lambda: link.describe(_CONNECT_S))
+    p50, p99 = (float(value) for value in np.percentile(times_ms, (50, 99)))
+    good = p99 < patient.settings.budget_s * 1e3
+    return Finding(
+        good, f"p50 {p50:.1f} ms, p99 {p99:.1f} ms of {_DESCRIBE_RUNS}", (("rtt_p50_ms", p50), ("rtt_p99_ms", p99))
+    )
+
+
+def check_action(patient: Patient) -> Finding:
+    """Whole actions, the first of which only warms up: how long they take, and what the link carries meanwhile."""
+    policy = _policy(patient)
+    settings = patient.settings
+    image = np.full((480, 640, 3), 128, np.uint8)
+    chunks = [
+        policy.act(Observation(step, (image,), INSTRUCTIONS[0], patient.clock()), deadline_s=_ACT_DEADLINE_S)
+        for step in range(_ACT_RUNS + 1)
+    ][1:]
+    total_ms = float(np.median([chunk.stages.total_ms for chunk in chunks]))
+    network_ms = float(np.median([chunk.stages.network_ms for chunk in chunks]))
+    size, budget_ms = chunks[0].wire_bytes, settings.budget_s * 1e3
+    rate = size * 8 / max(network_ms, 1e-3) / 1e3
+    found = (
+        f"{total_ms:.0f} ms of {budget_ms:.0f}; {size:,} B of {settings.scheme.name.lower()} in {network_ms:.1f} ms: "
+        f"{rate:.0f} Mbit/s, round trip included"
+    )
+    return Finding(total_ms < budget_ms, found, (("action_ms", total_ms), ("link_mbit_s", rate)))
+
+
+def check_sight(patient: Patient) -> Finding:
+    """A black and a white image must not mean the same to the model."""
+    policy, bundle = _policy(patient), _needed(patient.bundle, "bundle")
+    check_sees(policy, bundle.spec.image_size, deadline_s=_ACT_DEADLINE_S)
+    return Finding(True, "a black and a white image give different tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    name: str
+    examine: Callable[[Patient], Finding]
+    remedy: str
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("camera", check_camera, "check cable and power, that no other program holds it, and --device"),
+    Check("bundle", check_bundle, "copy the edge/ folder again, or run splitvla-cloud split again"),
+    Check("encoder", check_provider, "use --provider cpu --encoder fp32; if that fails too, copy the bundle again"),
+    Check(
+        "encode time", check_encode_time, "use --encoder int8, or a GPU provider; stop other programs; raise --budget-s"
+    ),
+    Check("server", check_health, "start splitvla-cloud serve; check address, firewall, and TLS on both sides"),
+    Check(
+        "fingerprint", check_fingerprint, "serve the cloud/ folder of the same split; else connect to another server"
+    ),
+    Check("round trip", check_round_trip, "use a wired or less crowded link, or a nearer server"),
+    Check("action", check_action, "use a smaller --scheme (int8, int4), a faster link or server; raise --budget-s"),
+    Check("sight", check_sight, "run splitvla-cloud verify; do not let this model move a robot"),
+)
+
+
+def examine(patient: Patient, check: Check) -> CheckResult:
+    """One check to its verdict; errors of the tree are its FAIL."""
+    try:
+        finding = check.examine(patient)
+    except Skip as reason:
+        return CheckResult(check.name, Verdict.SKIP, str(reason))
+    except SplitVLAError as error:
+        return CheckResult(check.name, Verdict.FAIL, str(error), check.remedy)
+    verdict = Verdict.PASS if finding.good else Verdict.FAIL
+    return CheckResult(check.name, verdict, finding.found, "" if finding.good else check.remedy, finding.values)
+
+
+def _needed(part: T | None, name: str) -> T:
+    if part is None:
+        raise Skip(f"needs the {name}")
+    return part
+
+
+def _policy(patient: Patient) -> EdgePolicy:
+    encoder, link = _needed(patient.encoder, "encoder"), _needed(patient.link, "server")
+    bundle = _needed(patient.bundle, "bundle")
+    if not patient.same_model:
+        raise Skip("needs the same model on both sides")
+    key = patient.settings.unnorm_key or _any_key(bundle)
+    policy = EdgePolicy(read_edge_model(bundle, key), encoder, link, robot="doctor", scheme=patient.settings.scheme)
+    policy.handshake(_CONNECT_S)
+    return policy
+
+
+def _any_key(bundle: Bundle) -> str | None:
+    """Tokens do not depend on the statistics, so any will do where the bundle has several."""
+    keys = json.loads((bundle.path / STATISTICS_FILE).read_text(encoding="utf-8"))
+    return next(iter(keys), None)
+
+
+def _timed_ms(patient: Patient, count: int, work: Callable[[], object]) -> list[float]:
+    times = []
+    for _ in range(count):
+        started = patient.clock()
+        work()
+        times.append((patient.clock() - started) * 1e3)
+    return times
+
+
+def _watch(patient: Patient, camera: Camera) -> tuple[dict[int, float], int, tuple[int, ...]]:
+    """Capture time by frame number, how many pictures differed, and the last one's shape. Raises RobotError."""
+    frames: dict[int, float] = {}
+    pictures: set[int] = set()
+    shape: tuple[int, ...] = ()
+    end = patient.clock() + _CAMERA_FIRST_S
+    while (now := patient.clock()) < end:
+        frame = camera.latest(now)
+        if frame is not None and frame.index not in frames:
+            if not frames:
+                end = now + _CAMERA_WATCH_S
+            frames[frame.index] = frame.captured_at
+            pictures.add(zlib.crc32(frame.image.tobytes()))
+            shape = frame.image.shape
+        patient.pause(_CAMERA_LOOK_S)
+    if not frames:
+        raise RobotError(
+            f"camera {patient.settings.device} gave no frame in {_CAMERA_FIRST_S:.0f} s; is it plugged in?"
+        )
+    return frames, len(pictures), shape
