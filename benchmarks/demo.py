@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.frames import CLIP, INSTRUCTION, read_frames
-from benchmarks.processes import ServerProcess, free_port
+from benchmarks.processes import ProcessLost, ServerProcess, free_port
 from benchmarks.timeline import Marker, draw
 from benchmarks.tiny_checkpoint import write_tiny_checkpoint
 from splitvla_cloud.split import split
@@ -57,14 +57,15 @@ class Demo:
         """Kill the server and let the second one take over, by the script; then end the run."""
         try:
             self._wait_for("an action", lambda record: record.state == "NOMINAL", edge)
-            time.sleep(self.script.kill_at_s)
+            _sleep_while(first.alive, self.script.kill_at_s)  # somebody may be quicker and kill it by hand
             self._mark("server killed")
             first.send(signal.SIGKILL)
             time.sleep(self.script.dead_for_s)
             second.send(signal.SIGCONT)
             second.wait_ready()
             self._mark("server back")
-            time.sleep(self.script.end_s - self.script.kill_at_s - self.script.dead_for_s)
+            rest_s = self.script.end_s - self.script.kill_at_s - self.script.dead_for_s
+            _sleep_while(lambda: edge.poll() is None, rest_s)
         finally:
             edge.terminate()
 
@@ -74,7 +75,7 @@ class Demo:
         give_up = time.monotonic() + timeout_s
         while not any(found(record) for record in self._poll()):
             if edge.poll() is not None or time.monotonic() > give_up:
-                raise RuntimeError(f"the edge daemon did not come to {what}; see {self.run_dir / EDGE_LOG}")
+                raise ProcessLost(f"the edge daemon did not come to {what}; see {self.run_dir / EDGE_LOG}")
             time.sleep(0.05)
 
     def _poll(self) -> list[StepRecord]:
@@ -107,9 +108,16 @@ def run_demo(run_dir: Path, script: Script) -> int:
         directed.result()
         code = edge.wait(30)
     if code:
-        print((run_dir / EDGE_LOG).read_text(encoding="utf-8"), file=sys.stderr)
-        return code
-    return _report(run_dir, demo.markers)
+        log = (run_dir / EDGE_LOG).read_text(encoding="utf-8").splitlines()
+        print(f"demo: the edge daemon ended with {code}; its last words: {log[-1] if log else 'none'}", file=sys.stderr)
+    return _report(run_dir, demo.markers) or int(code != 0)
+
+
+def _sleep_while(condition: Callable[[], bool], seconds: float) -> None:
+    """Sleep, but no longer than `condition` holds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and condition():
+        time.sleep(0.05)
 
 
 def _make_bundles(run_dir: Path) -> Path:
@@ -179,6 +187,9 @@ def main() -> int:
     except SplitVLAError as error:
         print(f"demo: error: {error}", file=sys.stderr)
         return error.exit_code
+    except ProcessLost as error:
+        print(f"demo: error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

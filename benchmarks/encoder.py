@@ -41,7 +41,7 @@ _FRAMES = 4
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Measured:
-    """times_ms: one a round. rss_bytes: what loading and running added to the process. parity: None for the one compared with."""
+    """times_ms: one a round. rss_bytes: what loading and running added. parity: None for the one compared with."""
 
     times_ms: tuple[float, ...]
     rss_bytes: int

@@ -16,6 +16,10 @@ _READY = re.compile(r"\bready on (\S+:\d+)")
 _LOADED = re.compile(r"\bready on\b|\bwaiting for \S+:\d+")
 
 
+class ProcessLost(RuntimeError):  # noqa: N818 - what happened, in one word
+    """A process ended, or never came to what was waited for."""
+
+
 class ServerProcess:
     """`splitvla-cloud serve` in a process of its own, with its output kept.
 
@@ -33,7 +37,7 @@ class ServerProcess:
         self._reader.start()
 
     def wait_ready(self, timeout_s: float = 60.0) -> str:
-        """The address that it serves on. Raises RuntimeError with its output when it does not get there."""
+        """The address that it serves on. Raises ProcessLost with its output when it does not get there."""
         return self._wait_for(_READY, timeout_s).group(1)
 
     def wait_loaded(self, timeout_s: float = 60.0) -> None:
@@ -42,6 +46,9 @@ class ServerProcess:
 
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
 
     def wait(self, timeout_s: float = 30.0) -> int:
         return self._process.wait(timeout_s)
@@ -78,7 +85,7 @@ class ServerProcess:
             self._printed.wait_for(lambda: self._ended or self._match(pattern), timeout_s)
             found = self._match(pattern)
         if not found:
-            raise RuntimeError(f"the server did not print {pattern.pattern!r} in {timeout_s} s:\n{self.output}")
+            raise ProcessLost(f"the server did not print {pattern.pattern!r} in {timeout_s} s:\n{self.output}")
         return found
 
     def _match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:

@@ -118,7 +118,9 @@ def test_the_server_describes_its_decoding_and_counts_clipped_tokens(
 ) -> None:
     async def run() -> None:
         backbone = FakeBackbone(lambda patches: (31800, 5, 32000, 31999, 31744, 31743, 31900))
-        async with serving(fake_bundle(tmp_path), backbone, decode="action-only", drain_s=0.0) as served:
+        async with serving(
+            fake_bundle(tmp_path), backbone, precision="bf16", decode="action-only", drain_s=0.0
+        ) as served:
             described = await served.stub.Describe(pb.DescribeRequest(), timeout=WAIT_S)
             assert described.precision == "bf16, action-only"
             for sequence in (1, 2):

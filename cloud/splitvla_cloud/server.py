@@ -73,7 +73,7 @@ def serve(settings: ServerSettings, load: LoadBackbone = load_backbone) -> int:
     if port and not settings.bind_wait_s and port_is_taken(host, port):
         raise _port_in_use(settings)
     bundle = open_bundle(settings.bundle, "cloud")
-    return asyncio.run(_serve(CloudServer(bundle, settings.resolved(bundle), load)))
+    return asyncio.run(_serve(CloudServer(bundle, settings, load)))
 
 
 class CloudServer:
@@ -81,7 +81,8 @@ class CloudServer:
 
     def __init__(self, bundle: Bundle, settings: ServerSettings, load: LoadBackbone) -> None:
         self._bundle = bundle
-        self._settings = settings
+        # "auto" is what this bundle says, whoever constructs the server.
+        self._settings = settings = settings.resolved(bundle)
         prompt = Prompt.load(bundle.path, bundle.spec)
         self._worker = GpuWorker(lambda: load(bundle, settings), settings.queue_limit)
         self._service = InferenceService(bundle.spec, prompt, self._worker, settings.numerics)

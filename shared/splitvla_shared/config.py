@@ -54,7 +54,8 @@ def describe_config(config: Any, prefix: str = "") -> Iterator[str]:
         if dataclasses.is_dataclass(value):
             yield from describe_config(value, f"{prefix}{field.name}.")
         else:
-            yield f"{prefix}{field.name} = {value!r}"
+            shown = str(value) if isinstance(value, Path) else value
+            yield f"{prefix}{field.name} = {shown!r}"
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
