@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -105,6 +106,14 @@ def test_a_tick_reads_the_robot_applies_one_command_and_records_it() -> None:
     assert (record.wire_bytes, record.gripper, record.lateness_ms) == (99, 1.0, 2.0)
     assert record.age_ms == pytest.approx(50.0)
     assert record.stages is not None
+
+
+def test_a_clipped_answer_is_recorded_and_does_not_move_the_robot() -> None:
+    rig = Rig()
+    rig.tick()
+    command = rig.tick(replace(rig.chunk(1), clipped=1))
+    assert not command.motion
+    assert rig.records[-1].clipped == 1
 
 
 def test_every_tick_tells_perception_the_epoch_the_floor_and_the_deadline() -> None:

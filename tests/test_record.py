@@ -148,5 +148,12 @@ def test_a_run_is_summed_up() -> None:
     assert "4 ticks in 0.6 s: NOMINAL 25.0%, HOLD 75.0%" in summary.line()
 
 
+def test_clipped_answers_are_counted() -> None:
+    """An id outside the bins is no motion by default; how often it happens must not stay hidden."""
+    summary = summarise([RECORD, replace(RECORD, clipped=2), replace(RECORD, clipped=1)])
+    assert summary.clipped == 2
+    assert "2 clipped" in summary.line()
+
+
 def test_a_run_without_ticks_is_summed_up_too() -> None:
     assert "0 ticks" in summarise([]).line()

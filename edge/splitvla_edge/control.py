@@ -177,6 +177,7 @@ class ControlLoop:
             gripper=command.values[gripper] if gripper is not None and command.values else None,
             stages=None if chunk is None else chunk.stages,
             wire_bytes=None if chunk is None else chunk.wire_bytes,
+            clipped=0 if chunk is None else chunk.clipped,
             miss="" if miss is None else miss.outcome.name,
             detail=self._contract or self._read_fault or self._apply_fault or ("" if miss is None else miss.text),
             lateness_ms=lateness_s * 1e3,

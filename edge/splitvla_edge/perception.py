@@ -255,39 +255,34 @@ def perceive(stream: TextIO, fd: int) -> int:
     which no restart can mend.
     """
     # Only this process holds a model and a network; the imports are here so that control can read PerceptionSettings.
-    from splitvla_edge.encoder import OnnxEncoder
-    from splitvla_edge.link import GrpcLink
-    from splitvla_edge.model import read_edge_model
     from splitvla_edge.policy import EdgePolicy
-    from splitvla_edge.probe import probed
     from splitvla_edge.security import Security
-    from splitvla_shared.bundle import open_bundle
     from splitvla_shared.codec import parse_scheme
 
     channel = Channel.from_fd(fd)
     settings = read_settings(stream)
-    tls = (settings.tls_ca, settings.tls_cert, settings.tls_key)
-    security = Security(tls[0], tls[1], tls[2]) if tls[0] and tls[1] and tls[2] else None
+    security = Security.from_files(settings.tls_ca, settings.tls_cert, settings.tls_key)
     scheme = parse_scheme(settings.scheme)
     camera = open_camera(settings.robot, settings.replay, settings.camera, settings.first_frame)
     try:
-        with GrpcLink(settings.server, security=security) as link:
-            bundle = open_bundle(settings.bundle, "edge")
-            model = read_edge_model(bundle, settings.unnorm_key)
-            encoder = OnnxEncoder(bundle, settings.threads, variant=settings.encoder, provider=settings.provider)
-            print(f"splitvla-edge: encoder {encoder.variant} on {encoder.selection.describe()}", file=sys.stderr)
-            probed(encoder, bundle, settings.encoder)
-            policy = EdgePolicy(
-                model,
-                encoder,
-                link,
-                robot=settings.robot,
-                scheme=scheme,
-                image_pipeline=settings.image_pipeline,
-                camera_transform=settings.camera_transform,
-                action_transform=settings.action_transform,
-            )
-            ready = Ready(model.statistics.dims, model.spec.chunk_length, model.spec.fingerprint[:16])
+        with EdgePolicy.open(
+            settings.bundle,
+            settings.server,
+            unnorm_key=settings.unnorm_key,
+            robot=settings.robot,
+            scheme=scheme,
+            image_pipeline=settings.image_pipeline,
+            camera_transform=settings.camera_transform,
+            action_transform=settings.action_transform,
+            security=security,
+            threads=settings.threads,
+            encoder=settings.encoder,
+            provider=settings.provider,
+        ) as policy:
+            if policy.selection is not None:
+                print(f"splitvla-edge: encoder {settings.encoder} on {policy.selection.describe()}", file=sys.stderr)
+            spec, dims = policy.model.spec, policy.model.statistics.dims
+            ready = Ready(dims, spec.chunk_length, spec.fingerprint[:16])
             Perception(policy, ready, camera, channel, settings.instruction).run()
     finally:
         camera.close()

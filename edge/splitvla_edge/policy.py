@@ -61,7 +61,7 @@ class EdgePolicy:
     """The robot's half of the policy. Owned by one thread of the perception process.
 
     Mutable state: the sequence number of the last call, and what the server said in the last handshake. selection says
-    what runs the encoder, where `connect` opened it.
+    what runs the encoder, where `open` opened it.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class EdgePolicy:
         action_transform: str = "none",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Parts that are already open; `connect` opens them. No network is touched before `handshake`.
+        """Parts that are already open; `open` opens them. No network is touched before `handshake`.
 
         image_pipeline: hf, eval or eval-crop, None for the bundle's own. camera_transform: none or rotate180.
         action_transform: none, libero or simpler; what becomes of the un-normalised action.
@@ -99,7 +99,7 @@ class EdgePolicy:
         self._sequence = 0
 
     @classmethod
-    def connect(
+    def open(
         cls,
         bundle: Path | str,
         server: str,
@@ -111,16 +111,15 @@ class EdgePolicy:
         camera_transform: str = "none",
         action_transform: str = "none",
         security: Security | None = None,
-        connect_timeout_s: float = 5.0,
         threads: int | None = None,
         encoder: str = FP32,
         provider: str = AUTO,
     ) -> EdgePolicy:
-        """Open the edge bundle, load the encoder, connect to HOST:PORT and agree on the model.
+        """Open the edge bundle, load and probe the encoder, and prepare the link; `handshake` comes next.
 
         encoder: fp32, or fp16 or int8 where the bundle has them. provider: auto, tensorrt, cuda or cpu.
 
-        Raises BundleError, ConfigError, ObservationError (unknown `unnorm_key`), Unreachable, SpecMismatch.
+        Raises BundleError, ConfigError, ObservationError (unknown `unnorm_key`).
         """
         link = GrpcLink(server, security=security)  # first: a mistyped address should not cost a model load
         try:
@@ -138,10 +137,52 @@ class EdgePolicy:
                 camera_transform=camera_transform,
                 action_transform=action_transform,
             )
-            policy.selection = onnx.selection
-            policy.handshake(connect_timeout_s)
         except BaseException:
             link.close()
+            raise
+        policy.selection = onnx.selection
+        return policy
+
+    @classmethod
+    def connect(
+        cls,
+        bundle: Path | str,
+        server: str,
+        *,
+        unnorm_key: str | None = None,
+        robot: str = "robot",
+        scheme: Scheme = Scheme.BF16,
+        image_pipeline: str | None = None,
+        camera_transform: str = "none",
+        action_transform: str = "none",
+        security: Security | None = None,
+        connect_timeout_s: float = 5.0,
+        threads: int | None = None,
+        encoder: str = FP32,
+        provider: str = AUTO,
+    ) -> EdgePolicy:
+        """`open`, then agree on the model with the server at HOST:PORT within `connect_timeout_s`.
+
+        Raises what `open` raises, Unreachable, and SpecMismatch.
+        """
+        policy = cls.open(
+            bundle,
+            server,
+            unnorm_key=unnorm_key,
+            robot=robot,
+            scheme=scheme,
+            image_pipeline=image_pipeline,
+            camera_transform=camera_transform,
+            action_transform=action_transform,
+            security=security,
+            threads=threads,
+            encoder=encoder,
+            provider=provider,
+        )
+        try:
+            policy.handshake(connect_timeout_s)
+        except BaseException:
+            policy.close()
             raise
         return policy
 

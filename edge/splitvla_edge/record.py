@@ -27,8 +27,8 @@ class StepRecord:
     """What one tick saw and did.
 
     t: seconds since the run began. sequence, age_ms: of the action that was executed, None when none was. stages,
-    wire_bytes: of the newest answer that arrived on this tick. miss, detail: the newest miss of this tick, and in
-    words what is wrong. lateness_ms: the tick's start less its schedule.
+    wire_bytes, clipped (tokens outside the action bins): of the newest answer that arrived on this tick. miss, detail:
+    the newest miss of this tick, and in words what is wrong. lateness_ms: the tick's start less its schedule.
     """
 
     tick: int
@@ -42,6 +42,7 @@ class StepRecord:
     gripper: float | None = None
     stages: StageTimes | None = None
     wire_bytes: int | None = None
+    clipped: int = 0
     miss: str = ""
     detail: str = ""
     lateness_ms: float = 0.0
@@ -165,13 +166,17 @@ def read_steps(path: Path) -> list[StepRecord]:
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """A run in numbers. shares: state to its share of the ticks. stages: name to (p50, p99) in ms, over the answers."""
+    """A run in numbers. shares: state to its share of the ticks. stages: name to (p50, p99) in ms, over the answers.
+
+    clipped: answers of which at least one token was no action token.
+    """
 
     ticks: int
     duration_s: float
     shares: Mapping[str, float]
     longest_hold_s: float
     answers: int
+    clipped: int
     misses: Mapping[str, int]
     stages: Mapping[str, tuple[float, float]]
     bytes_per_frame: float
@@ -184,8 +189,9 @@ class RunSummary:
         p50, p99 = self.stages.get("total_ms", (0.0, 0.0))
         return (
             f"{self.ticks} ticks in {self.duration_s:.1f} s: {shares or 'none'}; {self.answers} answers "
-            f"(p50 {p50:.0f} ms, p99 {p99:.0f} ms, {self.bytes_per_frame:,.0f} B a frame), {misses}; "
-            f"longest hold {self.longest_hold_s:.1f} s; ticks late by {self.lateness_p99_ms:.1f} ms (p99)"
+            f"(p50 {p50:.0f} ms, p99 {p99:.0f} ms, {self.bytes_per_frame:,.0f} B a frame), "
+            f"{self.clipped} clipped, {misses}; longest hold {self.longest_hold_s:.1f} s; "
+            f"ticks late by {self.lateness_p99_ms:.1f} ms (p99)"
         )
 
 
@@ -201,6 +207,7 @@ def summarise(records: Sequence[StepRecord]) -> RunSummary:
         shares={state: count / len(records) for state, count in states.items()},
         longest_hold_s=_longest_hold_s(records),
         answers=len(answered),
+        clipped=sum(record.clipped > 0 for record in records),
         misses=dict(Counter(record.miss for record in records if record.miss)),
         stages={name: _quantiles([getattr(times, name) for times in answered]) for name in names} if answered else {},
         bytes_per_frame=sum(sizes) / len(sizes) if sizes else 0.0,

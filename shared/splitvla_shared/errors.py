@@ -7,7 +7,6 @@ SplitVLAError
 ├── ObservationError       an image, state or instruction that no model could take
 ├── CodecError             bytes that are not the tensor they claim to be
 ├── RobotError             the camera or the robot failed
-├── ChannelError           control and perception do not understand each other (edge/splitvla_edge/channel.py)
 └── LinkError              a call that gave no action
     ├── Unreachable        no connection, or the server is going away
     ├── DeadlineMissed     no answer within the deadline
