@@ -2,7 +2,8 @@
 
 The server is grpc.aio, as ours is; the client is synchronous, as the edge's is. The payload is random bytes and the
 reply is 64 bytes, so that only gRPC is measured. Shapes are interleaved round by round, so that a noisy machine
-disturbs them alike.
+disturbs them alike. A robot calls a few times a second and not in a tight loop: `--pause-ms` sleeps before each call,
+so that what it costs to wake idle cores is in the figure.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def _stream_caller(channel: grpc.Channel) -> Callable[[bytes], object]:
     return call
 
 
-def measure(rounds: int, seed: int) -> str:
+def measure(rounds: int, pause_s: float, seed: int) -> str:
     """The Markdown table."""
     parent, child = mp.Pipe()
     server = mp.get_context("spawn").Process(target=_server_process, args=(child,), daemon=True)
@@ -87,6 +88,7 @@ def measure(rounds: int, seed: int) -> str:
         samples: dict[str, list[float]] = {name: [] for name in callers}
         for turn in range(rounds + 20):
             for name, call in callers.items():
+                time.sleep(pause_s)
                 start = time.perf_counter()
                 call(payload)
                 if turn >= 20:  # the first calls open the connection and warm the caches
@@ -96,8 +98,8 @@ def measure(rounds: int, seed: int) -> str:
         rows.append([f"{size:,}", *cells, f"{unary[0] / stream[0]:.2f}"])
     server.terminate()
     title = report.heading(
-        "gRPC: unary call or stream, round trip over loopback",
-        f"python -m benchmarks.rpc_shape --rounds {rounds}",
+        f"gRPC: unary call or stream, round trip over loopback, {pause_s * 1000:g} ms between calls",
+        f"python -m benchmarks.rpc_shape --rounds {rounds} --pause-ms {pause_s * 1000:g}",
         packages=("grpcio",),
         seed=seed,
         n=rounds,
@@ -109,9 +111,10 @@ def measure(rounds: int, seed: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=400)
+    parser.add_argument("--pause-ms", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    print(measure(arguments.rounds, arguments.seed))
+    print(measure(arguments.rounds, arguments.pause_ms / 1000, arguments.seed))
 
 
 if __name__ == "__main__":

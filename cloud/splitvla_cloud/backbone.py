@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,11 @@ class Backbone:
         patches: float32 (n, embed_dim), put behind the first prompt id (BOS). Raises RequestRejected when prompt and
         patches exceed the model's context, EarlyStop and ServerFault as `decoding.greedy` does.
         """
+        started = time.perf_counter()
         embeds = self.embed(prompt_ids, patches, dims)
+        embed_ms = (time.perf_counter() - started) * 1000
         decoded = decoding.greedy(self._model, embeds, dims, self._eos, self._allowed)
-        return Tokens(decoded.ids, decoded.prefill_ms, decoded.decode_ms)
+        return Tokens(decoded.ids, embed_ms + decoded.prefill_ms, decoded.decode_ms)
 
     def full_answer(self, prompt_ids: Sequence[int], patches: FloatArray, dims: int) -> tuple[int, ...]:
         """The ids of `infer` where an early end is an id like any other: for comparisons, never for a robot."""
