@@ -16,6 +16,7 @@ from typing import Any
 from splitvla_edge.control import ControlLoop, Requests
 from splitvla_edge.fallback import FallbackSettings, State
 from splitvla_edge.machine import FallbackMachine
+from splitvla_edge.notices import Notices
 from splitvla_edge.perception import PerceptionSettings
 from splitvla_edge.record import STEPS_FILE, LineWriter, StepRecord, read_steps, summarise, write_run
 from splitvla_edge.robots import open_robot
@@ -118,7 +119,8 @@ def _control(settings: RunSettings, robot: Robot, log: LineWriter) -> tuple[Stat
     dt_s = 1.0 / settings.control_hz
     machine = FallbackMachine(settings.fallback, robot.action_space, dt_s, accept_clipped=settings.accept_clipped)
     supervisor = Supervisor(lambda fd: start_perception(settings.perception(loop.frames_seen).to_json(), fd))
-    loop = ControlLoop(machine, robot, supervisor, _emitter(log))
+    notices = Notices(sys.stderr)
+    loop = ControlLoop(machine, robot, supervisor, _emitter(log, notices))
 
     def give_up() -> None:
         loop.requests.stop = True
@@ -130,19 +132,13 @@ def _control(settings: RunSettings, robot: Robot, log: LineWriter) -> tuple[Stat
             return loop.run(settings.duration_s), supervisor.fatal
     finally:
         supervisor.end()
+        notices.close()
 
 
-def _emitter(log: LineWriter) -> Callable[[StepRecord], None]:
-    """Log every record, and tell the operator once when the robot is stopped for good."""
-    previous = State.INIT.value
-
+def _emitter(log: LineWriter, notices: Notices) -> Callable[[StepRecord], None]:
     def emit(record: StepRecord) -> None:
-        nonlocal previous
         log.put(record.to_json())
-        if record.state == State.SAFE_STOP.value != previous:
-            why = f"{record.cause}: {record.detail}" if record.detail else record.cause
-            print(f"splitvla-edge: SAFE_STOP, {why}; SIGUSR1 resets, SIGTERM ends the run", file=sys.stderr)
-        previous = record.state
+        notices.add(record)
 
     return emit
 

@@ -101,6 +101,7 @@ def open_device(settings: CameraSettings) -> Capture | None:
     """A capture with the smallest buffer that the driver allows, or None when the device does not open."""
     import cv2  # OpenCV stays out of the control process
 
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # the fault says it already
     device = int(settings.device) if settings.device.isdigit() else settings.device
     capture = cv2.VideoCapture(device)
     if not capture.isOpened():

@@ -1,0 +1,60 @@
+"""What the operator reads on standard error during a run: what went wrong, once, and that it is over."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import TextIO
+
+from splitvla_edge.fallback import State
+from splitvla_edge.record import StepRecord
+
+_QUEUE_LINES = 64
+
+
+class Story:
+    """Which records are worth a line. Pure; mutable state: the last state and the last kind of miss that was told."""
+
+    def __init__(self) -> None:
+        self._state, self._miss = State.INIT.value, ""
+
+    def line(self, record: StepRecord) -> str | None:
+        """A line for a stop, for a new kind of miss, and for the first answer after one; None otherwise."""
+        before, self._state = self._state, record.state
+        if record.state == State.SAFE_STOP.value != before:
+            why = f"{record.cause}: {record.detail}" if record.detail else record.cause
+            return f"SAFE_STOP, {why}; SIGUSR1 resets, SIGTERM ends the run"
+        if record.miss and record.miss != self._miss:
+            self._miss = record.miss
+            return f"{record.state}, {record.detail or record.miss.lower()}"
+        if record.stages is not None and self._miss:
+            self._miss = ""
+            return f"{record.state}, answers come again"
+        return None
+
+
+class Notices:
+    """Prints the story on a thread of its own: a terminal that hangs must never hold up a tick.
+
+    Owned by the control process; `add` from one thread. What the queue has no room for is dropped.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._story, self._stream = Story(), stream
+        self._queue: queue.Queue[str | None] = queue.Queue(_QUEUE_LINES)
+        self._thread = threading.Thread(target=self._print, name="notices", daemon=True)
+        self._thread.start()
+
+    def add(self, record: StepRecord) -> None:
+        if (line := self._story.line(record)) is not None and not self._queue.full():
+            self._queue.put_nowait(line)
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Print what is queued, for at most `timeout_s`."""
+        if not self._queue.full():
+            self._queue.put_nowait(None)
+            self._thread.join(timeout_s)
+
+    def _print(self) -> None:
+        while (line := self._queue.get()) is not None:
+            print(f"splitvla-edge: {line}", file=self._stream, flush=True)

@@ -1,0 +1,67 @@
+"""The operator is told what went wrong, once, and that it is over."""
+
+from __future__ import annotations
+
+import io
+import threading
+from dataclasses import replace
+
+from splitvla_edge.notices import Notices, Story
+from splitvla_edge.record import StepRecord
+from splitvla_shared.nouns import StageTimes
+
+QUIET = StepRecord(1, 0.2, "NOMINAL", "action executed", 1, (0.0,))
+ANSWER = replace(QUIET, stages=StageTimes(total_ms=50.0))
+LATE = replace(QUIET, state="HOLD", miss="MISSED", detail="frame 7: no answer in 150 ms")
+AWAY = replace(LATE, miss="UNREACHABLE", detail="no server at host:1")
+STOPPED = replace(QUIET, state="SAFE_STOP", cause="held too long")
+
+
+def test_a_run_without_trouble_says_nothing() -> None:
+    story = Story()
+    assert [story.line(record) for record in (QUIET, ANSWER, QUIET)] == [None, None, None]
+
+
+def test_each_kind_of_miss_is_told_once_until_answers_come_again() -> None:
+    story = Story()
+    told = [story.line(record) for record in (LATE, LATE, AWAY, AWAY, ANSWER, ANSWER, LATE)]
+    assert told == [
+        "HOLD, frame 7: no answer in 150 ms",
+        None,
+        "HOLD, no server at host:1",
+        None,
+        "NOMINAL, answers come again",
+        None,
+        "HOLD, frame 7: no answer in 150 ms",
+    ]
+
+
+def test_a_stop_is_told_once_with_its_cause_and_the_way_out() -> None:
+    story = Story()
+    assert story.line(STOPPED) == "SAFE_STOP, held too long; SIGUSR1 resets, SIGTERM ends the run"
+    assert story.line(STOPPED) is None
+
+
+def test_what_was_told_is_printed_by_the_time_it_is_closed() -> None:
+    stream = io.StringIO()
+    notices = Notices(stream)
+    notices.add(LATE)
+    notices.add(QUIET)
+    notices.close()
+    assert stream.getvalue() == "splitvla-edge: HOLD, frame 7: no answer in 150 ms\n"
+
+
+def test_a_terminal_that_hangs_holds_up_no_tick() -> None:
+    release = threading.Event()
+
+    class Hanging(io.StringIO):
+        def write(self, text: str) -> int:
+            release.wait(10.0)
+            return super().write(text)
+
+    notices = Notices(Hanging())
+    for _ in range(500):
+        notices.add(LATE)
+        notices.add(ANSWER)
+    notices.close(timeout_s=0.1)
+    release.set()
