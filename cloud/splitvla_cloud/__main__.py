@@ -6,13 +6,13 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from splitvla_shared import __version__
+from splitvla_shared.command_line import run_command
 from splitvla_shared.config import describe_config, load_config
 from splitvla_shared.encoders import parse_encoders
-from splitvla_shared.errors import SplitVLAError
 from splitvla_shared.image_pipelines import parse_image_pipeline
 
 PRECISIONS = ("fp32", "bf16", "int8", "nf4")
@@ -25,15 +25,7 @@ _SERVE_OPTIONS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, or the error's own after one line on standard error."""
-    arguments = build_parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], int] = arguments.command
-    try:
-        return command(arguments)
-    except SplitVLAError as error:
-        print(f"splitvla-cloud: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    return run_command(build_parser(), argv)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -7,12 +7,12 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from splitvla_shared import __version__
+from splitvla_shared.command_line import run_command
 from splitvla_shared.config import describe_config, load_config
-from splitvla_shared.errors import SplitVLAError
 
 # Options of `run` and the setting that each of them is.
 _RUN_OPTIONS = {
@@ -45,16 +45,8 @@ _RUN_OPTIONS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, or the error's own after one line on standard error."""
-    arguments = build_parser().parse_args(argv)
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its C core narrates lost connections on standard error
-    command: Callable[[argparse.Namespace], int] = arguments.command
-    try:
-        return command(arguments)
-    except SplitVLAError as error:
-        print(f"splitvla-edge: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    return run_command(build_parser(), argv)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,27 @@
+"""What both command lines do around a command: run it, and turn an error into one line and its exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from splitvla_shared.errors import SplitVLAError
+
+_INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+
+
+def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    """Parse `argv` (None: the process's own) and run the function that the parser set as `command`.
+
+    Returns its exit code, or the error's own after one line on standard error.
+    """
+    arguments = parser.parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except SplitVLAError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return _INTERRUPTED

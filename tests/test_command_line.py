@@ -1,0 +1,46 @@
+"""An error on the command line is one line and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import pytest
+
+from splitvla_shared.command_line import run_command
+from splitvla_shared.errors import BundleError, Unreachable
+
+
+def _parser(command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="program")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _raise(error: BaseException) -> Callable[[argparse.Namespace], int]:
+    def command(arguments: argparse.Namespace) -> int:
+        raise error
+
+    return command
+
+
+def test_a_command_s_own_exit_code_is_the_program_s() -> None:
+    assert run_command(_parser(lambda arguments: 7), []) == 7
+
+
+@pytest.mark.parametrize(("error", "code"), [(BundleError("no bundle"), 3), (Unreachable("no server"), 4)])
+def test_an_error_is_one_line_and_its_exit_code(
+    error: Exception, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(_parser(_raise(error)), []) == code
+    assert capsys.readouterr().err == f"program: error: {error}\n"
+
+
+def test_ctrl_c_ends_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(_parser(_raise(KeyboardInterrupt())), []) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_a_slip_of_ours_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_command(_parser(_raise(ZeroDivisionError())), [])
