@@ -17,7 +17,7 @@ from splitvla_edge.machine_names import accelerator_name
 from splitvla_edge.onnx_errors import ORT_ERRORS, one_line
 from splitvla_edge.providers import AUTO, PROVIDERS, TOLERANCE, Options, Session, check_choice, embedding, select
 from splitvla_shared.bundle import Bundle, file_sha256
-from splitvla_shared.encoders import ENCODER_FILES, FP32
+from splitvla_shared.encoders import ENCODER_FILES, EXACT_INT8_SUMS, FP32
 from splitvla_shared.errors import BundleError, ConfigError
 from splitvla_shared.nouns import FloatArray, Image
 from splitvla_shared.probe import probe_image
@@ -135,6 +135,7 @@ class _Opener:
         settings.intra_op_num_threads = self.threads or 0
         # Spinning threads would take the cores from the control process between two frames.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        settings.add_session_config_entry(*EXACT_INT8_SUMS)
         settings.log_severity_level = 3
         providers = [(provider, dict(options)), *_BEHIND.get(provider, ())]
         # Without enable_fallback=0 a provider that fails is replaced by the CPU, with a print for all notice.

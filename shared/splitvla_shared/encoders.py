@@ -17,3 +17,8 @@ def parse_encoders(text: str) -> tuple[str, ...]:
         if name not in ENCODER_FILES:
             raise ConfigError(f"encoder {name!r} is unknown; any of {', '.join(ENCODER_FILES)}, separated by commas")
     return tuple(name for name in ENCODER_FILES if name == FP32 or name in names)
+
+
+# An ONNX Runtime session setting for all of them: x86 processors without VNNI sum pairs of 8-bit products in 16 bits,
+# which saturate. With it such a processor, and only such a one, takes a slower kernel that does not.
+EXACT_INT8_SUMS = ("session.x64quantprecision", "1")

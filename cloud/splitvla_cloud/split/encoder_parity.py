@@ -17,7 +17,7 @@ from splitvla_cloud.precision import Precision
 from splitvla_cloud.prompt import Prompt
 from splitvla_cloud.split.tensor_file import StoredTensor
 from splitvla_shared.bundle import Bundle
-from splitvla_shared.encoders import FP16
+from splitvla_shared.encoders import EXACT_INT8_SUMS, FP16
 from splitvla_shared.errors import BundleError, EarlyStop
 from splitvla_shared.nouns import FloatArray, Image
 
@@ -80,6 +80,7 @@ def run_graph(name: str, path: Path, frames: list[Image], advance: Callable[[int
     """Embeddings (frames, patches, embed_dim) that ONNX Runtime gives on this machine's CPU; `advance(1)` a frame."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry(*EXACT_INT8_SUMS)
     if name == FP16:  # folding the casts at load would put all weights into memory as float32, and changes no number
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
