@@ -19,29 +19,14 @@ from splitvla_shared import codec
 from splitvla_shared.bundle import Bundle
 from splitvla_shared.messages import tensor_to_message
 from splitvla_shared.nouns import FloatArray, Scheme
-from splitvla_shared.spec import ModelSpec, Resize
 from splitvla_shared.wire import inference_pb2 as pb
 from splitvla_shared.wire.inference_pb2_grpc import InferenceStub
+from tests.specs import make_spec
 
 WAIT_S = 20.0  # far above what anything here takes; only a failing test waits so long
-SPEC = ModelSpec(
-    name="fake",
-    vision_sha256="v",
-    language_sha256="l",
-    tokenizer_sha256="t",
-    statistics_sha256="s",
-    patches=4,
-    embed_dim=64,
-    image_size=224,
-    resize=Resize.NAIVE,
-    action_vocab_size=32000,
-    action_bins=256,
-    max_action_dims=7,
-    chunk_length=1,
-    prompt_template="do {instruction} now",
-    suffix_token_id=9,
-    max_cameras=2,
-).sealed()
+SPEC = make_spec(
+    name="fake", patches=4, embed_dim=64, prompt_template="do {instruction} now", suffix_token_id=9, max_cameras=2
+)
 
 
 def fake_bundle(path: Path) -> Bundle:

@@ -10,29 +10,15 @@ import grpc
 
 from splitvla_shared.messages import spec_to_message
 from splitvla_shared.nouns import Scheme
-from splitvla_shared.spec import ModelSpec, Resize
+from splitvla_shared.spec import ModelSpec
 from splitvla_shared.transport import server_options
 from splitvla_shared.wire import inference_pb2 as pb
 from splitvla_shared.wire import inference_pb2_grpc as rpc
+from tests.specs import make_spec
 
-SPEC = ModelSpec(
-    name="tiny",
-    vision_sha256="v",
-    language_sha256="l",
-    tokenizer_sha256="t",
-    statistics_sha256="s",
-    patches=4,
-    embed_dim=64,
-    image_size=8,
-    resize=Resize.NAIVE,
-    action_vocab_size=32000,
-    action_bins=256,
-    max_action_dims=7,
-    chunk_length=1,
-    prompt_template="do {instruction}",
-    suffix_token_id=3,
-    max_cameras=2,
-).sealed()
+SPEC = make_spec(
+    patches=4, embed_dim=64, image_size=8, prompt_template="do {instruction}", suffix_token_id=3, max_cameras=2
+)
 
 Infer = Callable[[pb.InferRequest, grpc.ServicerContext], pb.InferReply]
 

@@ -15,28 +15,11 @@ from onnx import TensorProto, helper
 from splitvla_edge.encoder import ENCODER_FILE, OnnxEncoder
 from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.errors import BundleError, ConfigError
-from splitvla_shared.spec import ModelSpec, Resize
+from tests.specs import make_spec
 
 SIZE, PATCHES, DIM = 4, 8, 6
 
-SPEC = ModelSpec(
-    name="tiny",
-    vision_sha256="v",
-    language_sha256="l",
-    tokenizer_sha256="t",
-    statistics_sha256="s",
-    patches=PATCHES,
-    embed_dim=DIM,
-    image_size=SIZE,
-    resize=Resize.NAIVE,
-    action_vocab_size=32000,
-    action_bins=256,
-    max_action_dims=7,
-    chunk_length=1,
-    prompt_template="do {instruction}",
-    suffix_token_id=3,
-    max_cameras=2,
-).sealed()
+SPEC = make_spec(patches=PATCHES, embed_dim=DIM, image_size=SIZE, max_cameras=2)
 
 
 def _write_encoder(

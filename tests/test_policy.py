@@ -27,6 +27,7 @@ from splitvla_shared.errors import (
     Unreachable,
 )
 from splitvla_shared.nouns import Observation, Scheme
+from splitvla_shared.rungs import Rung
 from splitvla_shared.spec import ModelSpec
 from splitvla_shared.wire import inference_pb2 as pb
 from tests.edge_fakes import MIDDLE, STATISTICS, Clock, FakeEncoder, FakeLink
@@ -87,7 +88,7 @@ def test_tokens_outside_the_bins_are_marked_by_their_index(policy: EdgePolicy, l
 def test_the_call_carries_the_square_images_embeddings_in_camera_order(
     policy: EdgePolicy, encoder: FakeEncoder, link: FakeLink
 ) -> None:
-    chunk = policy.act(_observation(10, 20, state=np.array([0.5], np.float32)), scheme=Scheme.F32)
+    chunk = policy.act(_observation(10, 20, state=np.array([0.5], np.float32)), rung=Rung("f32", Scheme.F32, 0))
     (call,) = link.calls
     assert [image.shape for image in encoder.images] == [(8, 8, 3)] * 2
     assert [float(decode(camera.tensor).mean()) for camera in call.cameras] == [10.0, 20.0]
@@ -161,7 +162,7 @@ def test_nothing_is_sent_when_encoding_used_the_deadline_up(
 def test_a_miss_carries_the_numbers_of_the_whole_frame(policy: EdgePolicy, link: FakeLink) -> None:
     link.outcome = DeadlineMissed("late")
     with pytest.raises(DeadlineMissed) as caught:
-        policy.act(_observation(), deadline_s=0.15, scheme=Scheme.INT4)
+        policy.act(_observation(), deadline_s=0.15, rung=policy.rungs[-1])
     size = link.calls[0].wire_bytes
     assert str(caught.value) == f"frame 1: no answer in 150 ms (int4, {size:,} B), sent after 40 ms"
 
@@ -201,7 +202,7 @@ def _other(**changes: Any) -> ModelSpec:
 
 def test_another_model_is_named_by_the_field_that_differs(policy: EdgePolicy, link: FakeLink) -> None:
     link.server = ServerDescription(_other(language_sha256="zz"), tuple(Scheme))
-    with pytest.raises(SpecMismatch, match="language_sha256: 'l' here, 'zz' there") as caught:
+    with pytest.raises(SpecMismatch, match=r"language_sha256: 'b{64}' here, 'zz' there") as caught:
         policy.handshake()
     assert "fingerprint" not in str(caught.value)
     assert "split" in str(caught.value), "the remedy"
@@ -255,7 +256,7 @@ def test_a_scheme_the_server_refuses_is_a_configuration_error(
     policy = _policy(clock, encoder, link, scheme=Scheme.INT8)
     policy.handshake()
     with pytest.raises(ConfigError, match="int4"):
-        policy.act(_observation(), scheme=Scheme.INT4)
+        policy.act(_observation(), rung=policy.rungs[-1])
 
 
 def test_a_draining_server_is_not_a_server_to_start_with(policy: EdgePolicy, link: FakeLink) -> None:
@@ -302,7 +303,7 @@ def test_the_policy_works_over_a_real_channel(clock: Clock, encoder: FakeEncoder
             with pytest.raises(SpecMismatch, match=r"frame 2: .*another model"):
                 policy.act(_observation(), deadline_s=5.0)
             servicer.described = description(_other(tokenizer_sha256="other"))
-            with pytest.raises(SpecMismatch, match="tokenizer_sha256: 't' here, 'other' there"):
+            with pytest.raises(SpecMismatch, match=r"tokenizer_sha256: 'c{64}' here, 'other' there"):
                 policy.handshake()
 
 

@@ -10,29 +10,7 @@ import pytest
 
 from splitvla_shared.errors import BundleError
 from splitvla_shared.spec import ModelSpec, Resize
-
-
-def make_spec(**changes: Any) -> ModelSpec:
-    fields: dict[str, Any] = {
-        "name": "tiny",
-        "vision_sha256": "a" * 64,
-        "language_sha256": "b" * 64,
-        "tokenizer_sha256": "c" * 64,
-        "statistics_sha256": "d" * 64,
-        "patches": 256,
-        "embed_dim": 96,
-        "image_size": 224,
-        "resize": Resize.NAIVE,
-        "action_vocab_size": 32000,
-        "action_bins": 256,
-        "max_action_dims": 7,
-        "chunk_length": 1,
-        "prompt_template": "In: What action should the robot take to {instruction}?\nOut:",
-        "suffix_token_id": 29871,
-        "max_cameras": 1,
-    }
-    return ModelSpec(**(fields | changes)).sealed()
-
+from tests.specs import make_spec
 
 CHANGES: dict[str, Any] = {
     "vision_sha256": "0" * 64,

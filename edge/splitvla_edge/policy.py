@@ -38,6 +38,7 @@ from splitvla_shared.errors import (
 from splitvla_shared.image_pipelines import parse_image_pipeline
 from splitvla_shared.limits import MAX_ROBOT_NAME_CHARS, MAX_STATE_DIMS, check_instruction
 from splitvla_shared.nouns import ActionArray, ActionChunk, FloatArray, Image, Observation, Scheme, StageTimes
+from splitvla_shared.rungs import Rung, plain_ladder
 
 SOURCE = "cloud"
 
@@ -61,7 +62,7 @@ class EdgePolicy:
     """The robot's half of the policy. Owned by one thread of the perception process.
 
     Mutable state: the sequence number of the last call, and what the server said in the last handshake. selection says
-    what runs the encoder, where `open` opened it.
+    what runs the encoder, where `open` opened it. rungs: what a frame may be sent with, best first.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class EdgePolicy:
             )
         self._square, self._transform = _conventions(model, image_pipeline, camera_transform, action_transform)
         self.model = model
-        self.scheme = scheme
+        self.rungs = plain_ladder(scheme, (model.spec.patches, model.spec.embed_dim))
         self.server: ServerDescription | None = None
         self.selection: Selection | None = None
         self._encoder, self._link, self._robot, self._clock = encoder, link, robot, clock
@@ -194,30 +195,30 @@ class EdgePolicy:
         self.server = None
         server = self._link.describe(timeout_s)
         check_same_model(self.model.spec, server.spec)
-        check_accepted(self.scheme, server)
+        check_accepted(self.rungs[0].scheme, server)
         if server.draining:
             raise Unreachable("the server is draining: it finishes its sessions and goes away; connect to another")
         self.server = server
         return server
 
-    def act(self, observation: Observation, *, deadline_s: float = 1.0, scheme: Scheme | None = None) -> ActionChunk:
+    def act(self, observation: Observation, *, deadline_s: float = 1.0, rung: Rung | None = None) -> ActionChunk:
         """The action for an observation, or an error within `deadline_s` seconds of this call; nothing is retried.
 
-        scheme: for this call only, where a fallback ladder changes it from frame to frame.
+        rung: one of `rungs`, for this call only: a fallback ladder changes it from frame to frame. None is the best.
         Raises ObservationError, a LinkError (DeadlineMissed when late), CodecError, BundleError, ConfigError.
         """
         started = self._clock()
         self._sequence += 1
         if self.server is None:
             raise SpecMismatch(f"frame {self._sequence}: no model is agreed with the server; call handshake() first")
-        used = self.scheme if scheme is None else scheme
-        check_accepted(used, self.server)
+        rung = self.rungs[0] if rung is None else rung
+        check_accepted(rung.scheme, self.server)
 
         images = self._prepare(observation)
         prepared = self._clock()
         embeddings = [self._encoder.embed(image) for image in images]
         embedded = self._clock()
-        call = self._call(observation, embeddings, used)
+        call = self._call(observation, embeddings, rung)
         sent = self._clock()
 
         reply = self._infer(call, deadline_s, sent - started)
@@ -260,7 +261,7 @@ class EdgePolicy:
             raise ObservationError(f"{len(observation.images)} camera images; this model takes 1..{spec.max_cameras}")
         return [self._square(check_image(image)) for image in observation.images]
 
-    def _call(self, observation: Observation, embeddings: list[FloatArray], scheme: Scheme) -> InferCall:
+    def _call(self, observation: Observation, embeddings: list[FloatArray], rung: Rung) -> InferCall:
         return InferCall(
             fingerprint=self.model.spec.fingerprint,
             session=self._session,
@@ -268,7 +269,8 @@ class EdgePolicy:
             robot=self._robot,
             instruction=observation.instruction,
             cameras=tuple(
-                CameraPayload(f"camera{index}", encode(patches, scheme)) for index, patches in enumerate(embeddings)
+                CameraPayload(f"camera{index}", encode(patches, rung.scheme))
+                for index, patches in enumerate(embeddings)
             ),
             action_dims=self.model.statistics.dims,
             chunk_length=self.model.spec.chunk_length,
