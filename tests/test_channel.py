@@ -19,23 +19,34 @@ from splitvla_edge.channel import (
     Contract,
     Exhausted,
     FrameSeen,
-    Hint,
     Message,
     pack,
     unpack,
 )
-from splitvla_edge.fallback import Asked, Chunk, Miss, Outcome, Ready
-from splitvla_shared.nouns import StageTimes
+from splitvla_edge.fallback import Asked, Chunk, Hint, LocalChunk, Miss, Outcome, Ready
+from splitvla_shared.nouns import ServerHints, StageTimes
 
 EXAMPLES: list[Message] = [
-    Hint(3, 17, 0.3, 0.1, 0.5, True),
-    Ready(7, 1, "0123456789abcdef"),
+    Hint(3, 17, 0.3, 0.1, 0.5, True, 2, 0.125, True),
+    Ready(7, 1, "0123456789abcdef", (2_097_152, 1_049_088)),
     FrameSeen(12.5, 9),
-    Asked(18, 3, 12.5, 12.8),
-    Chunk(18, 3, 12.5, 12.7, ((0.1, -0.2), (math.inf, 1e-300)), 1, StageTimes(1.0, 2.0, total_ms=9.0), 282_624),
+    Asked(18, 3, 12.5, 12.8, 2),
+    Chunk(
+        18,
+        3,
+        12.5,
+        12.7,
+        ((0.1, -0.2), (math.inf, 1e-300)),
+        1,
+        StageTimes(1.0, 2.0, total_ms=9.0),
+        282_624,
+        2,
+        ServerHints(3, 0.75, True),
+    ),
     Miss(18, Outcome.MISSED, "frame 18: no answer in 300 ms"),
     Contract("embed_dim: 4096 here, 896 there ü"),
     Exhausted(37),
+    LocalChunk(5, 12.5, ((0.1, -0.2),), 0.9, 20),
 ]
 
 
@@ -75,6 +86,8 @@ def test_any_bytes_are_a_message_or_a_channel_error(data: bytes) -> None:
         Chunk(1, 1, 0.0, 0.0, ((0.0,), (0.0, 1.0))),
         Chunk(-1, 1, 0.0, 0.0, ((0.0,),)),
         Chunk(1, 1, 0.0, 0.0, ((0.0,) * 65,)),
+        Ready(7, 1, "f", (1,) * 33),
+        LocalChunk(1, math.nan, ((0.0,),), 1.0, 1),
     ],
     ids=repr,
 )
@@ -86,12 +99,12 @@ def test_what_is_out_of_bounds_is_not_sent(message: Message) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        struct.pack("<BHH16s", 2, 0, 1, b"0" * 16),
+        struct.pack("<BHH16sB", 2, 0, 1, b"0" * 16, 0),
         struct.pack("<BdQ", 3, math.nan, 1),
         struct.pack("<BQBH", 6, 1, 0, 0),
         struct.pack("<BQBH", 6, 1, 99, 0),
         struct.pack("<BH", 7, 2) + b"\xff\xff",
-        struct.pack("<BIQdddB", 1, 1, 1, 0.3, 0.5, 0.1, 1),
+        struct.pack("<BIQdddBBdB", 1, 1, 1, 0.3, 0.5, 0.1, 1, 0, 0.0, 0),
     ],
 )
 def test_fields_that_make_no_sense_are_refused(data: bytes) -> None:

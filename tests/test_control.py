@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from splitvla_edge.channel import Contract, Exhausted, FrameSeen, Hint, Message
+from splitvla_edge.channel import Contract, Exhausted, FrameSeen, Message
 from splitvla_edge.control import ControlLoop
-from splitvla_edge.fallback import Chunk, Command, FallbackSettings, Miss, Outcome, Ready, State
-from splitvla_edge.machine import FallbackMachine
+from splitvla_edge.fallback import Chunk, Command, FallbackSettings, Hint, Miss, Outcome, Ready, State
+from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.record import StepRecord
 from splitvla_edge.robots.base import ActionSpace, Kind, RobotState
 from splitvla_shared.errors import RobotError
@@ -100,9 +100,9 @@ def test_a_tick_reads_the_robot_applies_one_command_and_records_it() -> None:
     rig.peer.inbox = [*rig.frame(), rig.chunk(7)]
     command = rig.loop.tick(rig.now, lateness_s=0.002)
     assert rig.robot.calls == ["read_state", "apply"]
-    assert (command.state, command.values) == (State.NOMINAL, (0.5, 1.0))
+    assert (command.state, command.values) == (State.NOMINAL, pytest.approx((0.5 * 0.1 / 0.15, 1.0))), "blended in"
     record = rig.records[0]
-    assert (record.tick, record.state, record.sequence, record.command) == (1, "NOMINAL", 7, (0.5, 1.0))
+    assert (record.tick, record.state, record.sequence, record.command) == (1, "NOMINAL", 7, command.values)
     assert (record.wire_bytes, record.gripper, record.lateness_ms) == (99, 1.0, 2.0)
     assert record.age_ms == pytest.approx(50.0)
     assert record.stages is not None

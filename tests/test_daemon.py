@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from splitvla_edge.channel import Channel, Hint
+from splitvla_edge.channel import Channel
 from splitvla_edge.daemon import RunSettings, run
-from splitvla_edge.fallback import Outcome
+from splitvla_edge.fallback import Hint, Outcome
 from splitvla_edge.record import STEPS_FILE, StepRecord, StepTail, read_steps
 from splitvla_edge.robots.replay import ReplaySettings
 from splitvla_edge.supervisor import Supervisor

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from splitvla_edge.fallback import (
+    REMOTE,
     TRANSITIONS,
     Asked,
     Chunk,
@@ -24,12 +25,14 @@ from splitvla_edge.fallback import (
     TickInputs,
     deadline_s,
 )
-from splitvla_edge.machine import _GUARDS, FallbackMachine
+from splitvla_edge.fallback.guards import GUARDS
+from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.robots.base import ActionSpace, Kind
 from splitvla_shared.errors import ConfigError
 
 DT = 0.2
 SPACE = ActionSpace(Kind.DELTA_EE, (-1.0, -1.0, 0.0), (1.0, 1.0, 1.0), gripper=2, gripper_start=0.5)
+ABSOLUTE = ActionSpace(Kind.ABSOLUTE, (-2.0,) * 2, (2.0,) * 2, max_speed=(1.0, 1.0))
 ACTION = (0.1, -0.2, 1.0)
 ROWS = ((0.1, 0.0, 1.0), (0.2, 0.0, 1.0), (0.3, 0.0, 1.0))
 
@@ -76,7 +79,7 @@ def still(command: Command, gripper: float) -> bool:
 
 def test_the_table_covers_every_state_and_event() -> None:
     assert set(TRANSITIONS) == set(itertools.product(State, Event))
-    assert [event for event, _ in _GUARDS] == list(Event), "guards are asked worst first, in the order of the events"
+    assert [event for event, _ in GUARDS] == list(Event), "guards are asked worst first, in the order of the events"
 
 
 @pytest.mark.parametrize("event", Event)
@@ -87,11 +90,17 @@ def test_safe_stop_is_left_by_the_operator_s_reset_only(event: Event) -> None:
 
 def test_only_an_action_or_a_pending_answer_keeps_the_robot_out_of_hold() -> None:
     for (state, event), transition in TRANSITIONS.items():
-        if transition.to is State.NOMINAL:
-            assert event is Event.ACTION
+        if transition.to in REMOTE:
+            assert event in (Event.ACTION, Event.DEGRADED_ACTION, Event.COASTING)
+            assert state is not State.LOCAL, "the local policy hands over through a hold"
+        if transition.to is State.COAST:
+            assert state in REMOTE | {State.WAIT}, "nobody begins to move on the rest of a chunk"
         if transition.to is State.WAIT:
             assert event is Event.PENDING
-            assert state in (State.NOMINAL, State.WAIT)
+            assert state in (State.NOMINAL, State.DEGRADED, State.WAIT)
+        if transition.to is State.LOCAL:
+            assert event is Event.LOCAL_ACTION
+            assert state in (State.HOLD, State.LOCAL)
 
 
 def test_the_first_valid_action_arms_the_machine_and_is_executed() -> None:
@@ -339,9 +348,10 @@ def test_actions_are_clipped_to_the_limits_of_the_action_space() -> None:
 
 def test_a_chunk_is_played_action_by_action_and_then_the_robot_holds() -> None:
     bench = Bench(chunk_length=3)
-    played = [bench.step(bench.reply(actions=ROWS)), bench.step(), bench.step()]
+    played = [bench.step(bench.reply(actions=ROWS)), bench.step(), bench.step(bench.asked(within=0.3))]
     assert [(command.index, command.values) for command in played] == list(enumerate(ROWS))
-    assert bench.step().state is State.HOLD
+    held = bench.step()
+    assert (held.state, held.motion) == (State.HOLD, False), "an answer that is due is nothing to wait on, for chunks"
 
 
 def test_a_chunk_begins_after_the_actions_executed_since_its_frame_was_taken() -> None:
@@ -366,11 +376,11 @@ def test_the_rest_of_a_chunk_is_dropped_when_its_frame_is_too_old() -> None:
 
 
 def test_an_absolute_space_holds_the_last_set_point_and_before_it_the_measured_pose() -> None:
-    bench = Bench(ActionSpace(Kind.ABSOLUTE, (-2.0,) * 2, (2.0,) * 2))
+    bench = Bench(ABSOLUTE)
     assert bench.step().values == (), "nothing known: nothing is sent"
     assert bench.step(position=(0.3, 0.4)).values == (0.3, 0.4)
-    bench.step(bench.reply(actions=((1.0, 1.5),)))
-    assert bench.step(Miss(9, Outcome.MISSED), position=(0.9, 1.4)).values == (1.0, 1.5)
+    bench.step(bench.reply(actions=((0.4, 0.5),)), position=(0.3, 0.4))
+    assert bench.step(Miss(9, Outcome.MISSED), position=(0.35, 0.45)).values == (0.4, 0.5)
     reset = bench.step(reset=True, position=(0.7, 1.2))
     assert reset.values == (0.7, 1.2), "an operator may have moved the arm: the old set point is forgotten"
 

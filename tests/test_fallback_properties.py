@@ -23,7 +23,7 @@ from splitvla_edge.fallback import (
     State,
     TickInputs,
 )
-from splitvla_edge.machine import FallbackMachine
+from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.robots.base import ActionSpace, Kind
 
 SPACE = ActionSpace(Kind.DELTA_EE, (-0.1, -0.1, 0.0), (0.1, 0.1, 1.0), gripper=2, gripper_start=0.5)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from splitvla_edge.channel import Channel, Contract, Exhausted, FrameSeen, Hint, Message
-from splitvla_edge.fallback import Asked, Chunk, Miss, Outcome, Ready
+from splitvla_edge.channel import Channel, Contract, Exhausted, FrameSeen, Message
+from splitvla_edge.fallback import Asked, Chunk, Hint, Miss, Outcome, Ready
 from splitvla_edge.perception import OUTCOMES, Perception, PerceptionSettings, read_settings
 from splitvla_edge.robots.base import Frame
 from splitvla_edge.robots.replay import ReplaySettings
@@ -30,9 +31,11 @@ from splitvla_shared.errors import (
     Superseded,
     Unreachable,
 )
-from splitvla_shared.nouns import ActionChunk, Observation, StageTimes
+from splitvla_shared.nouns import ActionChunk, Observation, Scheme, ServerHints, StageTimes
+from splitvla_shared.rungs import Rung, plain_ladder
 
 READY = Ready(2, 1, "0123456789abcdef")
+HINTS = ServerHints(queued=2, busy=0.5)
 HINT = Hint(epoch=4, sequence_floor=10, max_age_s=0.3, deadline_min_s=0.1, deadline_max_s=0.5, enabled=True)
 
 
@@ -42,16 +45,19 @@ class FakePolicy:
     def __init__(self) -> None:
         self.handshakes: list[SplitVLAError | None] = []
         self.acts: list[SplitVLAError | None] = []
+        self.rungs = plain_ladder(Scheme.BF16, (4, 8))
         self.seen: list[tuple[Observation, float]] = []
+        self.sent: list[Rung] = []
 
     def handshake(self, timeout_s: float) -> None:
         self._raise(self.handshakes)
 
-    def act(self, observation: Observation, *, deadline_s: float) -> ActionChunk:
+    def act(self, observation: Observation, *, deadline_s: float, rung: Rung) -> ActionChunk:
         self.seen.append((observation, deadline_s))
+        self.sent.append(rung)
         self._raise(self.acts)
         return ActionChunk(
-            observation.step, np.array([[0.1, 1.0]]), "cloud", (7, 8), (1,), StageTimes(total_ms=5.0), 64
+            observation.step, np.array([[0.1, 1.0]]), "cloud", (7, 8), (1,), StageTimes(total_ms=5.0), 64, HINTS
         )
 
     def _raise(self, errors: list[SplitVLAError | None]) -> None:
@@ -126,7 +132,7 @@ def test_a_frame_becomes_a_call_that_is_announced_and_answered() -> None:
         assert isinstance(asked, Asked)
         assert (asked.sequence, asked.epoch, asked.captured_at) == (11, 4, 19.95)
         assert asked.deadline_at == pytest.approx(20.25)
-        assert chunk == Chunk(11, 4, 19.95, 20.0, ((0.1, 1.0),), 1, StageTimes(total_ms=5.0), 64)
+        assert chunk == Chunk(11, 4, 19.95, 20.0, ((0.1, 1.0),), 1, StageTimes(total_ms=5.0), 64, 0, HINTS)
         observation, deadline_s = rig.policy.seen[0]
         assert (observation.step, observation.instruction) == (3, "pick up the can")
         assert deadline_s == pytest.approx(0.25), "what is left of the frame's maximum age"
@@ -139,6 +145,34 @@ def test_a_frame_is_used_once() -> None:
         assert rig.step() == []
         rig.show(4)
         assert len(rig.step()) == 2
+
+
+def test_control_chooses_the_payload_rung_of_every_call() -> None:
+    with Rig().agreed() as rig:
+        for index, wanted in enumerate((1, 0, 9)):
+            rig.control.send(replace(HINT, rung=wanted))
+            rig.perception.listen()
+            rig.show(index)
+            asked, chunk = rig.step()[-2:]
+            assert isinstance(asked, Asked)
+            assert isinstance(chunk, Chunk)
+            assert asked.rung == chunk.rung == min(wanted, 2), "a rung that is not there is the smallest"
+            assert rig.policy.sent[-1] is rig.policy.rungs[chunk.rung]
+
+
+def test_calls_begin_no_closer_together_than_control_allows() -> None:
+    with Rig().agreed() as rig:
+        rig.control.send(replace(HINT, gap_s=0.125))
+        rig.perception.listen()
+        rig.show(0)
+        rig.step()
+        rig.show(1)
+        rig.now += 0.12
+        assert rig.step() == []
+        rig.show(2, age=0.0)
+        rig.now += 0.01
+        rig.step()
+        assert [observation.step for observation, _ in rig.policy.seen] == [0, 2], "and then with the newest frame"
 
 
 def test_sequences_rise_above_the_floor_that_control_gives() -> None:
@@ -255,10 +289,10 @@ def test_frames_are_reported_while_a_call_is_running() -> None:
         calling, answer = threading.Event(), threading.Event()
         act: Callable[..., ActionChunk] = rig.policy.act
 
-        def slow_act(observation: Observation, *, deadline_s: float) -> ActionChunk:
+        def slow_act(observation: Observation, *, deadline_s: float, rung: Rung) -> ActionChunk:
             calling.set()
             assert answer.wait(5.0)
-            return act(observation, deadline_s=deadline_s)
+            return act(observation, deadline_s=deadline_s, rung=rung)
 
         rig.policy.act = slow_act  # type: ignore[method-assign]
         rig.show(0)

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from splitvla_edge.fallback import Asked, Chunk, Miss, Outcome, Ready
+from splitvla_edge.fallback import Asked, Chunk, Hint, LocalChunk, Miss, Outcome, Ready
 from splitvla_shared.errors import SplitVLAError
-from splitvla_shared.nouns import StageTimes
+from splitvla_shared.nouns import ServerHints, StageTimes
 
-MAX_CHUNK, MAX_DIMS, MAX_TEXT_BYTES = 256, 64, 512
+MAX_CHUNK, MAX_DIMS, MAX_RUNGS, MAX_TEXT_BYTES = 256, 64, 32, 512
 _MAX_MESSAGE = 1024 + MAX_CHUNK * MAX_DIMS * 8
 _MAX_PER_RECEIVE = 256  # more than a peer sends in any sane period: one call must end
 
@@ -31,21 +31,6 @@ class ChannelError(SplitVLAError):
 
 class ChannelClosed(SplitVLAError):  # noqa: N818 - an ordinary end, not a fault
     """The peer is gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hint:
-    """Control to perception, every tick: tag calls with `epoch`, number them above `sequence_floor`.
-
-    A call's deadline follows from its frame's age, max_age_s and the bounds. enabled False: make no calls.
-    """
-
-    epoch: int
-    sequence_floor: int
-    max_age_s: float
-    deadline_min_s: float
-    deadline_max_s: float
-    enabled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +55,17 @@ class Exhausted:
     frames: int
 
 
-Message = Hint | Ready | FrameSeen | Asked | Chunk | Miss | Contract | Exhausted
+Message = Hint | Ready | FrameSeen | Asked | Chunk | Miss | Contract | Exhausted | LocalChunk
 
-_HINT = struct.Struct("<BIQdddB")
-_READY = struct.Struct("<BHH16s")
+_HINT = struct.Struct("<BIQdddBBdB")
+_READY = struct.Struct("<BHH16sB")
 _FRAME = struct.Struct("<BdQ")
-_ASKED = struct.Struct("<BQIdd")
-_CHUNK = struct.Struct("<BQIddHHIQ10d")
+_ASKED = struct.Struct("<BQIddB")
+_CHUNK = struct.Struct("<BQIddHHIQBIdB10d")
 _MISS = struct.Struct("<BQBH")
 _TEXT = struct.Struct("<BH")
 _EXHAUSTED = struct.Struct("<BQ")
+_LOCAL = struct.Struct("<BQdHHdI")
 
 
 def pack(message: Message) -> bytes:
@@ -188,27 +174,31 @@ def _read_text(data: bytes, length: int) -> str:
 
 
 def _write_hint(kind: int, m: Hint) -> bytes:
-    _times(m.max_age_s, m.deadline_min_s, m.deadline_max_s)
-    return _HINT.pack(kind, m.epoch, m.sequence_floor, m.max_age_s, m.deadline_min_s, m.deadline_max_s, int(m.enabled))
+    _times(m.max_age_s, m.deadline_min_s, m.deadline_max_s, m.gap_s)
+    return _HINT.pack(kind, *astuple(m))
 
 
 def _read_hint(data: bytes) -> Hint:
-    _, epoch, floor, max_age_s, low_s, high_s, enabled = _HINT.unpack(data)
-    _times(max_age_s, low_s, high_s)
-    if not (0.0 <= low_s <= high_s and max_age_s >= 0.0 and enabled in (0, 1)):
+    _, epoch, floor, max_age_s, low_s, high_s, enabled, rung, gap_s, local = _HINT.unpack(data)
+    _times(max_age_s, low_s, high_s, gap_s)
+    if not (0.0 <= low_s <= high_s and max_age_s >= 0.0 and gap_s >= 0.0 and {enabled, local} <= {0, 1}):
         raise ValueError("deadlines make no sense")
-    return Hint(epoch, floor, max_age_s, low_s, high_s, bool(enabled))
+    return Hint(epoch, floor, max_age_s, low_s, high_s, bool(enabled), rung, gap_s, bool(local))
 
 
 def _write_ready(kind: int, m: Ready) -> bytes:
-    return _READY.pack(kind, m.dims, m.chunk_length, m.fingerprint[:16].encode("ascii"))
+    if len(m.ladder) > MAX_RUNGS:
+        raise ValueError(f"a ladder of {len(m.ladder)} rungs")
+    head = _READY.pack(kind, m.dims, m.chunk_length, m.fingerprint[:16].encode("ascii"), len(m.ladder))
+    return head + struct.pack(f"<{len(m.ladder)}Q", *m.ladder)
 
 
 def _read_ready(data: bytes) -> Ready:
-    _, dims, length, fingerprint = _READY.unpack(data)
-    if not (1 <= dims <= MAX_DIMS and 1 <= length <= MAX_CHUNK):
-        raise ValueError(f"chunks of {length} x {dims}")
-    return Ready(dims, length, fingerprint.rstrip(b"\0").decode("ascii"))
+    _, dims, length, fingerprint, rungs = _READY.unpack(data[: _READY.size])
+    if not (1 <= dims <= MAX_DIMS and 1 <= length <= MAX_CHUNK and rungs <= MAX_RUNGS):
+        raise ValueError(f"chunks of {length} x {dims}, {rungs} rungs")
+    ladder = struct.unpack(f"<{rungs}Q", data[_READY.size :])
+    return Ready(dims, length, fingerprint.rstrip(b"\0").decode("ascii"), ladder)
 
 
 def _write_frame(kind: int, m: FrameSeen) -> bytes:
@@ -224,40 +214,66 @@ def _read_frame(data: bytes) -> FrameSeen:
 
 def _write_asked(kind: int, m: Asked) -> bytes:
     _times(m.captured_at, m.deadline_at)
-    return _ASKED.pack(kind, m.sequence, m.epoch, m.captured_at, m.deadline_at)
+    return _ASKED.pack(kind, *astuple(m))
 
 
 def _read_asked(data: bytes) -> Asked:
-    _, sequence, epoch, captured_at, deadline_at = _ASKED.unpack(data)
+    _, sequence, epoch, captured_at, deadline_at, rung = _ASKED.unpack(data)
     _times(captured_at, deadline_at)
-    return Asked(sequence, epoch, captured_at, deadline_at)
+    return Asked(sequence, epoch, captured_at, deadline_at, rung)
 
 
 def _write_chunk(kind: int, m: Chunk) -> bytes:
-    length, dims = len(m.actions), len(m.actions[0]) if m.actions else 0
-    if not (1 <= length <= MAX_CHUNK and 1 <= dims <= MAX_DIMS):
-        raise ValueError(f"a chunk of {length} x {dims}")
-    _times(m.captured_at, m.finished_at)
+    length, dims, values = _write_rows(m.actions)
+    hints = m.hints
+    _times(m.captured_at, m.finished_at, hints.busy)
     head = _CHUNK.pack(
-        kind, m.sequence, m.epoch, m.captured_at, m.finished_at, length, dims, m.clipped, m.wire_bytes,
-        *astuple(m.stages),
+        kind, m.sequence, m.epoch, m.captured_at, m.finished_at, length, dims, m.clipped, m.wire_bytes, m.rung,
+        hints.queued, hints.busy, int(hints.draining), *astuple(m.stages),
     )  # fmt: skip
-    values = [value for row in m.actions for value in row]
-    if len(values) != length * dims:
-        raise ValueError("the rows of a chunk have different lengths")
-    return head + struct.pack(f"<{length * dims}d", *values)
+    return head + values
 
 
 def _read_chunk(data: bytes) -> Chunk:
     """Actions may hold numbers that are not finite: judging them is the machine's part."""
     head = _CHUNK.unpack(data[: _CHUNK.size])
-    _, sequence, epoch, captured_at, finished_at, length, dims, clipped, wire_bytes = head[:9]
-    _times(captured_at, finished_at, *head[9:])
+    _, sequence, epoch, captured_at, finished_at, length, dims, clipped, wire_bytes, rung = head[:10]
+    queued, busy, draining = head[10:13]
+    _times(captured_at, finished_at, busy, *head[13:])
+    if draining not in (0, 1):
+        raise ValueError("a flag that is neither 0 nor 1")
+    rows = _read_rows(data[_CHUNK.size :], length, dims)
+    hints, stages = ServerHints(queued, busy, bool(draining)), StageTimes(*head[13:])
+    return Chunk(sequence, epoch, captured_at, finished_at, rows, clipped, stages, wire_bytes, rung, hints)
+
+
+def _write_rows(rows: tuple[tuple[float, ...], ...]) -> tuple[int, int, bytes]:
+    length, dims = len(rows), len(rows[0]) if rows else 0
     if not (1 <= length <= MAX_CHUNK and 1 <= dims <= MAX_DIMS):
         raise ValueError(f"a chunk of {length} x {dims}")
-    values = struct.unpack(f"<{length * dims}d", data[_CHUNK.size :])
-    rows = tuple(values[i : i + dims] for i in range(0, len(values), dims))
-    return Chunk(sequence, epoch, captured_at, finished_at, rows, clipped, StageTimes(*head[9:]), wire_bytes)
+    values = [value for row in rows for value in row]
+    if len(values) != length * dims:
+        raise ValueError("the rows of a chunk have different lengths")
+    return length, dims, struct.pack(f"<{length * dims}d", *values)
+
+
+def _read_rows(data: bytes, length: int, dims: int) -> tuple[tuple[float, ...], ...]:
+    if not (1 <= length <= MAX_CHUNK and 1 <= dims <= MAX_DIMS):
+        raise ValueError(f"a chunk of {length} x {dims}")
+    values = struct.unpack(f"<{length * dims}d", data)
+    return tuple(values[i : i + dims] for i in range(0, len(values), dims))
+
+
+def _write_local(kind: int, m: LocalChunk) -> bytes:
+    length, dims, values = _write_rows(m.actions)
+    _times(m.captured_at, m.agreement)
+    return _LOCAL.pack(kind, m.number, m.captured_at, length, dims, m.agreement, m.samples) + values
+
+
+def _read_local(data: bytes) -> LocalChunk:
+    _, number, captured_at, length, dims, agreement, samples = _LOCAL.unpack(data[: _LOCAL.size])
+    _times(captured_at, agreement)
+    return LocalChunk(number, captured_at, _read_rows(data[_LOCAL.size :], length, dims), agreement, samples)
 
 
 def _write_miss(kind: int, m: Miss) -> bytes:
@@ -300,5 +316,6 @@ _KINDS: dict[type[Any], tuple[int, Callable[[int, Any], bytes], Callable[[bytes]
     Miss: (6, _write_miss, _read_miss),
     Contract: (7, _write_contract, _read_contract),
     Exhausted: (8, _write_exhausted, _read_exhausted),
+    LocalChunk: (9, _write_local, _read_local),
 }
 _READERS = {kind: read for kind, _, read in _KINDS.values()}

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from splitvla_edge.channel import Contract, Exhausted, FrameSeen, Hint, Message
-from splitvla_edge.fallback import Asked, Chunk, Command, Miss, Ready, Reply, State, TickInputs
-from splitvla_edge.machine import FallbackMachine
+from splitvla_edge.channel import Contract, Exhausted, FrameSeen, Message
+from splitvla_edge.fallback import Asked, Chunk, Command, LocalChunk, Miss, Ready, Reply, State, TickInputs
+from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.record import StepRecord
 from splitvla_edge.robots.base import Robot, RobotState
 from splitvla_shared.errors import RobotError
@@ -64,6 +64,7 @@ class ControlLoop:
         self._started = clock()
         self._generation = -1
         self._ready: Ready | None = None
+        self._local: LocalChunk | None = None
         self._frame_at: float | None = None
         self._contract = ""
         self._read_fault = self._apply_fault = ""
@@ -95,17 +96,19 @@ class ControlLoop:
         state = self._read_robot()
         command = self._machine.tick(now, self._inputs(replies, state, lateness_s))
         self._apply(command)
-        self._peer.send(self._hint())
+        self._peer.send(self._machine.hint())
         self._emit(self._record(now, command, replies, lateness_s))
         return command
 
     def _receive(self) -> tuple[Reply, ...]:
         if self._peer.generation != self._generation:
-            self._generation, self._ready = self._peer.generation, None
+            self._generation, self._ready, self._local = self._peer.generation, None, None
         replies: list[Reply] = []
         for message in self._peer.receive():
             if isinstance(message, Asked | Chunk | Miss):
                 replies.append(message)
+            elif isinstance(message, LocalChunk):
+                self._local = message
             elif isinstance(message, FrameSeen):
                 self._frame_at, self.frames_seen = message.captured_at, message.index + 1
             elif isinstance(message, Ready):
@@ -128,6 +131,7 @@ class ControlLoop:
         reset, self.requests.reset = self.requests.reset, False
         return TickInputs(
             replies=replies,
+            local=self._local,
             frame_at=self._frame_at,
             ready=self._ready,
             robot_ready=state.ready and not self._apply_fault,
@@ -149,17 +153,6 @@ class ControlLoop:
             self._apply_fault = str(error)
         else:
             self._stopped = command.stop
-
-    def _hint(self) -> Hint:
-        machine, settings = self._machine, self._machine.settings
-        return Hint(
-            epoch=machine.epoch,
-            sequence_floor=machine.highest_sequence,
-            max_age_s=machine.max_age_s(),
-            deadline_min_s=settings.deadline_min_ms / 1e3,
-            deadline_max_s=settings.deadline_max_ms / 1e3,
-            enabled=machine.state is not State.SAFE_STOP,
-        )
 
     def _record(self, now: float, command: Command, replies: tuple[Reply, ...], lateness_s: float) -> StepRecord:
         chunk = next((reply for reply in reversed(replies) if isinstance(reply, Chunk)), None)

@@ -15,7 +15,7 @@ from typing import Any
 
 from splitvla_edge.control import ControlLoop, Requests
 from splitvla_edge.fallback import FallbackSettings, State
-from splitvla_edge.machine import FallbackMachine
+from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.notices import Notices
 from splitvla_edge.perception import PerceptionSettings
 from splitvla_edge.record import STEPS_FILE, LineWriter, StepRecord, read_steps, summarise, write_run

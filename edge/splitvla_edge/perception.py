@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from splitvla_edge.channel import Channel, ChannelClosed, ChannelError, Contract, Exhausted, FrameSeen, Hint, Message
-from splitvla_edge.fallback import Asked, Chunk, Miss, Outcome, Ready, deadline_s
+from splitvla_edge.channel import Channel, ChannelClosed, ChannelError, Contract, Exhausted, FrameSeen, Message
+from splitvla_edge.fallback import Asked, Chunk, Hint, Miss, Outcome, Ready, deadline_s
 from splitvla_edge.robots import open_camera
 from splitvla_edge.robots.base import Camera, Frame
 from splitvla_edge.robots.camera import CameraSettings
@@ -39,6 +40,9 @@ from splitvla_shared.errors import (
     Unreachable,
 )
 from splitvla_shared.nouns import ActionChunk, Observation
+
+if TYPE_CHECKING:  # it brings the codec along, and control imports this module for its settings
+    from splitvla_shared.rungs import Rung
 
 _IDLE_S = 0.004  # between looks for a new frame
 _LISTEN_S = 0.02  # between reports of the camera's newest frame
@@ -64,7 +68,10 @@ class Policy(Protocol):
 
     def handshake(self, timeout_s: float) -> object: ...
 
-    def act(self, observation: Observation, *, deadline_s: float) -> ActionChunk: ...
+    @property
+    def rungs(self) -> Sequence[Rung]: ...
+
+    def act(self, observation: Observation, *, deadline_s: float, rung: Rung) -> ActionChunk: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +136,7 @@ class Perception:
         self._agreed = self._ever_agreed = self._said_exhausted = False
         self._backoff_s = _BACKOFF_S[0]
         self._sequence = 0
+        self._called_at = -math.inf
         self._last_frame = self._last_reported = -1
 
     def run(self) -> None:
@@ -150,8 +158,11 @@ class Perception:
         if not self._agreed:
             self._connect()
             return
-        frame = self._new_frame()
         hint = self._hint
+        if hint is not None and self._clock() - self._called_at < hint.gap_s:
+            self._pause(_IDLE_S)
+            return
+        frame = self._new_frame()
         if frame is not None and hint is not None:
             self._last_frame = frame.index  # also while calls are not wanted: the frame is old when they are again
             if hint.enabled:
@@ -217,13 +228,14 @@ class Perception:
         return None
 
     def _call(self, frame: Frame, hint: Hint) -> None:
-        now = self._clock()
+        now = self._called_at = self._clock()
+        rung = min(hint.rung, len(self._policy.rungs) - 1)
         self._sequence = sequence = max(self._sequence, hint.sequence_floor) + 1
         budget_s = deadline_s(now - frame.captured_at, hint.max_age_s, hint.deadline_min_s, hint.deadline_max_s)
-        self._send(Asked(sequence, hint.epoch, frame.captured_at, now + budget_s))
+        self._send(Asked(sequence, hint.epoch, frame.captured_at, now + budget_s, rung))
         observation = Observation(frame.index, (frame.image,), self._instruction, frame.captured_at)
         try:
-            chunk = self._policy.act(observation, deadline_s=budget_s)
+            chunk = self._policy.act(observation, deadline_s=budget_s, rung=self._policy.rungs[rung])
         except SplitVLAError as error:
             self._send(Miss(sequence, _outcome(error), str(error)))
             self._agreed = not isinstance(error, SpecMismatch)  # the server may have been restarted: ask it
@@ -240,6 +252,8 @@ class Perception:
                 clipped=len(chunk.clipped),
                 stages=chunk.stages,
                 wire_bytes=chunk.wire_bytes,
+                rung=rung,
+                hints=chunk.hints,
             )
         )
 
@@ -282,7 +296,8 @@ def perceive(stream: TextIO, fd: int) -> int:
             if policy.selection is not None:
                 print(f"splitvla-edge: encoder {settings.encoder} on {policy.selection.describe()}", file=sys.stderr)
             spec, dims = policy.model.spec, policy.model.statistics.dims
-            ready = Ready(dims, spec.chunk_length, spec.fingerprint[:16])
+            ladder = tuple(rung.wire_bytes for rung in policy.rungs)  # of a frame: this process has one camera
+            ready = Ready(dims, spec.chunk_length, spec.fingerprint[:16], ladder)
             Perception(policy, ready, camera, channel, settings.instruction).run()
     finally:
         camera.close()

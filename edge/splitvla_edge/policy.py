@@ -37,7 +37,16 @@ from splitvla_shared.errors import (
 )
 from splitvla_shared.image_pipelines import parse_image_pipeline
 from splitvla_shared.limits import MAX_ROBOT_NAME_CHARS, MAX_STATE_DIMS, check_instruction
-from splitvla_shared.nouns import ActionArray, ActionChunk, FloatArray, Image, Observation, Scheme, StageTimes
+from splitvla_shared.nouns import (
+    ActionArray,
+    ActionChunk,
+    FloatArray,
+    Image,
+    Observation,
+    Scheme,
+    ServerHints,
+    StageTimes,
+)
 from splitvla_shared.rungs import Rung, plain_ladder
 
 SOURCE = "cloud"
@@ -306,6 +315,7 @@ class EdgePolicy:
             tokens=reply.tokens,
             clipped=detokenized.clipped,
             wire_bytes=call.wire_bytes,
+            hints=ServerHints(reply.load.queued, reply.load.busy, reply.draining),
         )
 
 

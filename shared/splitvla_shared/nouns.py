@@ -81,13 +81,25 @@ class StageTimes:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerHints:
+    """What a server said of itself with a reply. queued: requests waiting. busy: its GPU thread's share, 0..1.
+
+    draining: it finishes its sessions and goes away.
+    """
+
+    queued: int = 0
+    busy: float = 0.0
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ActionChunk:
     """Actions of one inference, in the robot's units, and what they cost.
 
     actions: float64 (length, dims). OpenVLA's single action is a chunk of length 1.
     tokens: the model's token ids, length * dims of them; empty for a continuous head.
     clipped: indices into `tokens` whose id lay outside the action bins and was clipped as the reference clips it.
-    wire_bytes: size of the payload that was sent.
+    wire_bytes: size of the payload that was sent. hints: the server's own account of its load.
     """
 
     first_step: int
@@ -97,3 +109,4 @@ class ActionChunk:
     clipped: tuple[int, ...] = ()
     stages: StageTimes = StageTimes()
     wire_bytes: int = 0
+    hints: ServerHints = ServerHints()

@@ -27,6 +27,8 @@ class ActionSpace:
 
     low, high: limits of each dimension, in the robot's units, gripper included. gripper: index of the dimension that
     is the gripper's absolute target, None without one. gripper_start: the target until the first command or reading.
+    max_speed: units a second of each dimension. An absolute space must declare it, because its limits say nothing about
+    how far away a target may be; deltas and velocities that declare none are bounded by their limits.
     """
 
     kind: Kind
@@ -35,6 +37,7 @@ class ActionSpace:
     gripper: int | None = None
     gripper_start: float = 0.0
     names: tuple[str, ...] = field(default=())
+    max_speed: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.low) != len(self.high) or not self.low:
@@ -46,6 +49,15 @@ class ActionSpace:
             still = self.kind is Kind.ABSOLUTE or index == self.gripper or low <= 0.0 <= high
             if not (math.isfinite(low) and math.isfinite(high) and low <= high and still):
                 raise ConfigError(f"action space: limits {low}..{high} of dimension {index} make no sense")
+        self._check_speed()
+
+    def _check_speed(self) -> None:
+        if not self.max_speed and self.kind is not Kind.ABSOLUTE:
+            return
+        if len(self.max_speed) != self.dims or not all(speed > 0.0 for speed in self.max_speed):
+            raise ConfigError(
+                f"action space: max_speed {self.max_speed} must give each of {self.dims} dimensions a speed above 0"
+            )
 
     @property
     def dims(self) -> int:
@@ -54,6 +66,16 @@ class ActionSpace:
     def bounded(self, values: tuple[float, ...]) -> tuple[float, ...]:
         """Finite values, each clipped to its limits."""
         return tuple(min(max(v, low), high) for v, low, high in zip(values, self.low, self.high, strict=True))
+
+    def step_limits(self, dt_s: float) -> tuple[float, ...]:
+        """How much of each dimension's number one tick may use: of travel, or of a velocity itself."""
+        own = tuple(max(abs(low), abs(high)) for low, high in zip(self.low, self.high, strict=True))
+        if not self.max_speed:
+            return own
+        if self.kind is Kind.ABSOLUTE:
+            return tuple(speed * dt_s for speed in self.max_speed)
+        unit_s = 1.0 if self.kind is Kind.VELOCITY else dt_s
+        return tuple(min(speed * unit_s, limit) for speed, limit in zip(self.max_speed, own, strict=True))
 
     def hold(
         self, last: tuple[float, ...] | None, position: tuple[float, ...] | None, gripper: float, ramp: float

@@ -1,0 +1,140 @@
+"""One guard for each event: what must be true of the machine and of this tick's inputs for the event to hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from splitvla_edge.fallback.messages import TickInputs
+from splitvla_edge.fallback.motion import within_reach
+from splitvla_edge.fallback.table import REMOTE, Event, Mode, State
+
+if TYPE_CHECKING:
+    from splitvla_edge.fallback.machine import FallbackMachine
+
+EPSILON_S = 1e-9  # sums of periods must not turn "exactly the limit" into "above the limit"
+
+Guard = Callable[["FallbackMachine", float, TickInputs], bool]
+
+
+def camera_stale(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
+    """Also true for a frame from the future: then its clock is not ours."""
+    limit_s = machine.settings.camera_stale_ms / 1e3 + EPSILON_S
+    return inputs.frame_at is None or not 0.0 <= now - inputs.frame_at <= limit_s
+
+
+def not_ready(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
+    return inputs.ready is None or not inputs.robot_ready
+
+
+def _contract_broken(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
+    return bool(inputs.contract) or (inputs.ready is not None and inputs.ready.dims != machine.space.dims)
+
+
+def _overran(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
+    return inputs.lateness_s > machine.settings.overrun_ticks * machine.dt_s
+
+
+def _non_finite_run(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
+    return machine.account.non_finite >= machine.settings.non_finite_limit
+
+
+def _held_too_long(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
+    return machine.state is State.HOLD and machine.hold_time.empty()
+
+
+def _local_too_long(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
+    return machine.state is State.LOCAL and machine.local_time.empty()
+
+
+def _too_old(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
+    chunk = machine.account.chunk
+    if chunk is None or not machine.account.has_action():
+        return False
+    limit_s = machine.settings.max_age_s(machine.dt_s, len(chunk.actions))
+    return now - chunk.captured_at > limit_s + EPSILON_S
+
+
+def _clearing(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
+    return machine.state is State.HOLD and machine.account.has_action() and not machine.cleared(now)
+
+
+def _unproven(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
+    proven = machine.account.streak >= machine.settings.resume_replies
+    return machine.state is State.HOLD and machine.account.has_action() and not proven
+
+
+def _jump(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
+    chunk = machine.account.chunk
+    if machine.state in REMOTE or machine.state is State.WAIT or chunk is None or not machine.account.has_action():
+        return False
+    pose = inputs.position or machine.last_values
+    return not within_reach(machine.space, chunk.actions[machine.account.cursor], pose, machine.dt_s)
+
+
+def _relieved(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
+    return machine.state is State.LOCAL and machine.account.streak >= machine.settings.resume_replies
+
+
+def _coasting(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
+    chunk = machine.account.chunk
+    if chunk is None or len(chunk.actions) == 1 or not machine.account.has_action():
+        return False
+    return machine.account.lost or machine.late(now)
+
+
+def _degraded_action(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
+    chunk = machine.account.chunk
+    return chunk is not None and chunk.rung > 0 and machine.account.has_action()
+
+
+def _action(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
+    return machine.account.has_action()
+
+
+def _pending(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
+    """Single actions only: a chunk that has run out leaves nothing to wait on."""
+    account = machine.account
+    if machine.chunk_length > 1 or account.lost:  # a newer call does not make up for the answer that is missing now
+        return False
+    return account.flight is not None or now - account.met_at <= machine.settings.next_call_ms / 1e3 + EPSILON_S
+
+
+def _forced(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
+    return machine.mode is Mode.FORCED_LOCAL and machine.state is State.INIT and machine.local_healthy(now)
+
+
+def _local_action(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
+    if machine.state is State.LOCAL:
+        return machine.local_healthy(now)
+    waited = now - machine.held_since + EPSILON_S >= machine.settings.local_after_s
+    may = machine.state is State.HOLD and waited and machine.local_healthy(now)
+    return may and machine.stillness.still(now) and machine.cleared(now)
+
+
+# In the order of `Event`: worst first, and the first that holds is the tick's event.
+GUARDS: tuple[tuple[Event, Guard], ...] = (
+    (Event.ESTOP, lambda machine, now, inputs: inputs.estop),
+    (Event.CONTRACT, _contract_broken),
+    (Event.RESET, lambda machine, now, inputs: inputs.reset),
+    (Event.OVERRUN, _overran),
+    (Event.NON_FINITE_RUN, _non_finite_run),
+    (Event.HOLD_TIMEOUT, _held_too_long),
+    (Event.LOCAL_TIMEOUT, _local_too_long),
+    (Event.DISARMED, lambda machine, now, inputs: not inputs.enabled),
+    (Event.CAMERA_STALE, camera_stale),
+    (Event.NOT_READY, not_ready),
+    (Event.INVALID, lambda machine, now, inputs: machine.account.received_invalid),
+    (Event.TOO_OLD, _too_old),
+    (Event.UNPROVEN, _unproven),
+    (Event.CLEARING, _clearing),
+    (Event.JUMP, _jump),
+    (Event.RELIEVED, _relieved),
+    (Event.COASTING, _coasting),
+    (Event.DEGRADED_ACTION, _degraded_action),
+    (Event.ACTION, _action),
+    (Event.PENDING, _pending),
+    (Event.FORCED, _forced),
+    (Event.LOCAL_ACTION, _local_action),
+    (Event.NO_ACTION, lambda machine, now, inputs: True),
+)

@@ -1,0 +1,128 @@
+"""The choice of the payload rung: down when a slow link is to blame, up when it has looked good for long enough.
+
+Rules of this file:
+ - A slow server never costs quality: what a smaller payload would save must be transmission, and worth it.
+ - Misses count only once an answer shows that there is a path, and only when their size can explain them.
+ - One change a second at most. A failed upgrade doubles the wait for the next.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from splitvla_edge.fallback.account import Lesson
+from splitvla_edge.fallback.latency import LatencyModel, Sample
+from splitvla_edge.fallback.messages import Outcome
+from splitvla_edge.fallback.settings import FallbackSettings
+
+_CHANGE_S = 1.0  # between two changes, at least
+_MISS_MEMORY_S = 1.0
+_MISSES = 2
+
+
+class RungChooser:
+    """Owned by the fallback machine. Mutable state: the rung, the latency model, recent misses, and the up-timer.
+
+    rung: index into the ladder, 0 is the best. changes: how often it has changed.
+    """
+
+    def __init__(self, settings: FallbackSettings) -> None:
+        self._settings = settings
+        self.model = LatencyModel(settings.latency_window)
+        self.rung = 0
+        self.changes = 0
+        self._ladder: tuple[int, ...] = ()
+        self._misses: deque[float] = deque(maxlen=8)
+        self._changed_at = self._upgraded_at = -math.inf
+        self._good_since = math.inf
+        self._wait_s = settings.rung_up_s
+
+    @property
+    def smallest(self) -> int:
+        """The rung that probes use."""
+        return max(0, len(self._ladder) - 1)
+
+    def expected_ms(self, rung: int) -> float | None:
+        """p95 of a frame's age at arrival when sent at this rung; None as long as too little is known."""
+        return self.model.predict_ms(self._ladder[rung]) if 0 <= rung < len(self._ladder) else None
+
+    def use_ladder(self, ladder: tuple[int, ...]) -> None:
+        """Bytes of each rung, best first, as perception announced them."""
+        if ladder != self._ladder:
+            self._ladder = ladder
+            self.rung = min(self.rung, self.smallest)
+
+    def learn(self, now: float, lesson: Lesson, budget_ms: float) -> None:
+        """One call has ended; budget_ms: what an answer may take."""
+        if lesson.chunk is not None:
+            self._met(now, self.model.add(now, lesson.chunk), budget_ms)
+        elif lesson.outcome is Outcome.MISSED:
+            self._good_since = math.inf
+            if lesson.rung is not None and lesson.rung < self.smallest:
+                self._misses.append(now)
+
+    def _met(self, now: float, sample: Sample, budget_ms: float) -> None:
+        """An answer: the only moment at which there is something new to decide on."""
+        if len(self._ladder) < 2:
+            return
+        while self._misses and now - self._misses[0] > _MISS_MEMORY_S:
+            self._misses.popleft()
+        if now - self._changed_at < _CHANGE_S:
+            return
+        if now - self._upgraded_at >= self._settings.rung_trial_s and self._upgraded_at > -math.inf:
+            self._wait_s, self._upgraded_at = max(self._settings.rung_up_s, self._wait_s / 2), -math.inf
+        target = self._lower(sample, budget_ms)
+        if target is not None:
+            self._go_down(now, target)
+        elif self.rung > 0:
+            self._consider_up(now, budget_ms)
+
+    def _lower(self, sample: Sample, budget_ms: float) -> int | None:
+        """The rung to go down to, None to stay."""
+        if self.rung >= self.smallest:
+            return None
+        limit_ms = self._settings.rung_down_at * budget_ms
+        expected = self.model.predict_ms(self._ladder[self.rung])
+        if expected is not None and expected > limit_ms and self._saves(self.rung, self.rung + 1):
+            return self._first_that_fits(limit_ms)
+        if len(self._misses) >= _MISSES and sample.at_size(self._ladder[self.rung], None) > limit_ms:
+            return self.rung + 1
+        return None
+
+    def _saves(self, better: int, worse: int) -> bool:
+        return self.model.saving_ms(self._ladder[better], self._ladder[worse]) > self._settings.rung_saves_ms
+
+    def _first_that_fits(self, limit_ms: float) -> int:
+        for rung in range(self.rung + 1, self.smallest):
+            expected = self.model.predict_ms(self._ladder[rung])
+            if expected is None or expected <= limit_ms or not self._saves(rung, rung + 1):
+                return rung
+        return self.smallest
+
+    def _consider_up(self, now: float, budget_ms: float) -> None:
+        expected = self.model.predict_ms(self._ladder[self.rung - 1])
+        fits = expected is not None and expected < self._settings.rung_up_at * budget_ms
+        # A smaller payload that turned out to save nothing is given up again, however slow the answers are.
+        useless = self.model.measured() and not self._saves(self.rung - 1, self.rung)
+        if not (fits or useless):
+            self._good_since = math.inf
+            return
+        self._good_since = min(self._good_since, now)
+        if now - self._good_since >= self._wait_s:
+            self._go_up(now)
+
+    def _go_down(self, now: float, target: int) -> None:
+        if now - self._upgraded_at < self._settings.rung_trial_s:
+            self._wait_s = min(2 * self._wait_s, self._settings.rung_up_max_s)
+            self._upgraded_at = -math.inf
+        self._change(now, target)
+
+    def _go_up(self, now: float) -> None:
+        self._change(now, self.rung - 1)
+        self._upgraded_at = now
+
+    def _change(self, now: float, rung: int) -> None:
+        self.rung, self._changed_at, self._good_since = rung, now, math.inf
+        self._misses.clear()
+        self.changes += 1
