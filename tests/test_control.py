@@ -100,7 +100,7 @@ def test_a_tick_reads_the_robot_applies_one_command_and_records_it() -> None:
     rig.peer.inbox = [*rig.frame(), rig.chunk(7)]
     command = rig.loop.tick(rig.now, lateness_s=0.002)
     assert rig.robot.calls == ["read_state", "apply"]
-    assert (command.state, command.values) == (State.NOMINAL, pytest.approx((0.5 * 0.1 / 0.15, 1.0))), "blended in"
+    assert (command.state, command.values) == (State.NOMINAL, (0.5 * (DT / 0.15), 1.0)), "blended in"
     record = rig.records[0]
     assert (record.tick, record.state, record.sequence, record.command) == (1, "NOMINAL", 7, command.values)
     assert (record.wire_bytes, record.gripper, record.lateness_ms) == (99, 1.0, 2.0)

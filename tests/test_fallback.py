@@ -12,69 +12,18 @@ import pytest
 from splitvla_edge.fallback import (
     REMOTE,
     TRANSITIONS,
-    Asked,
     Chunk,
-    Command,
     Event,
     FallbackSettings,
     Miss,
     Outcome,
     Ready,
-    Reply,
     State,
-    TickInputs,
     deadline_s,
 )
 from splitvla_edge.fallback.guards import GUARDS
-from splitvla_edge.fallback.machine import FallbackMachine
-from splitvla_edge.robots.base import ActionSpace, Kind
 from splitvla_shared.errors import ConfigError
-
-DT = 0.2
-SPACE = ActionSpace(Kind.DELTA_EE, (-1.0, -1.0, 0.0), (1.0, 1.0, 1.0), gripper=2, gripper_start=0.5)
-ABSOLUTE = ActionSpace(Kind.ABSOLUTE, (-2.0,) * 2, (2.0,) * 2, max_speed=(1.0, 1.0))
-ACTION = (0.1, -0.2, 1.0)
-ROWS = ((0.1, 0.0, 1.0), (0.2, 0.0, 1.0), (0.3, 0.0, 1.0))
-
-
-class Bench:
-    """A machine and a clock. `step` moves the clock and ticks with a fresh camera and a ready robot."""
-
-    def __init__(self, space: ActionSpace = SPACE, *, accept_clipped: bool = False, chunk_length: int = 1) -> None:
-        self.machine = FallbackMachine(FallbackSettings(), space, DT, accept_clipped=accept_clipped)
-        self.now = 100.0
-        self.sequence = 0
-        self.calm = TickInputs(ready=Ready(space.dims, chunk_length, "f" * 16))
-
-    def step(self, *replies: Reply, dt: float = DT, **changes: Any) -> Command:
-        self.now += dt
-        inputs = replace(self.calm, replies=replies, frame_at=self.now - 0.01)
-        return self.machine.tick(self.now, replace(inputs, **changes))
-
-    def reply(self, age: float = 0.1, *, after: float = DT, **changes: Any) -> Chunk:
-        """A chunk that will have this age when the clock is `after` further."""
-        self.sequence += 1
-        arrives = self.now + after
-        chunk = Chunk(self.sequence, self.machine.epoch, arrives - age, arrives - 0.01, (ACTION,))
-        return replace(chunk, **changes)
-
-    def asked(self, within: float, *, after: float = DT) -> Asked:
-        self.sequence += 1
-        arrives = self.now + after
-        return Asked(self.sequence, self.machine.epoch, arrives - 0.01, arrives + within)
-
-    def nominal(self) -> Bench:
-        assert self.step(self.reply()).state is State.NOMINAL
-        return self
-
-    def held(self) -> Bench:
-        self.nominal()
-        assert self.step(Miss(self.sequence, Outcome.MISSED)).state is State.HOLD
-        return self
-
-
-def still(command: Command, gripper: float) -> bool:
-    return not command.motion and command.values == (0.0, 0.0, gripper)
+from tests.machine_bench import ACTION, DT, Bench, still
 
 
 def test_the_table_covers_every_state_and_event() -> None:
@@ -249,77 +198,6 @@ def test_a_robot_or_perception_that_is_not_ready_means_hold_and_a_disarmed_one_i
         assert (command.state, command.cause) == (State.HOLD, Event.NOT_READY.value)
 
 
-def test_hold_is_left_after_two_answers_in_a_row_from_frames_after_the_robot_settled() -> None:
-    bench = Bench().held()
-    first = bench.step(bench.reply(age=0.05))
-    assert (first.state, first.cause) == (State.HOLD, Event.UNPROVEN.value)
-    assert bench.step(bench.reply(age=0.05)).state is State.NOMINAL
-
-
-def test_a_miss_between_two_answers_starts_the_proof_of_the_link_anew() -> None:
-    bench = Bench().held()
-    bench.step(bench.reply(age=0.05))
-    bench.step(Miss(bench.sequence + 1, Outcome.MISSED))
-    bench.sequence += 1
-    assert bench.step(bench.reply(age=0.05)).state is State.HOLD
-    assert bench.step(bench.reply(age=0.05)).state is State.NOMINAL
-
-
-def test_nothing_from_a_frame_captured_before_the_robot_settled_is_executed() -> None:
-    bench = Bench().held()
-    began = bench.now
-    early = [bench.reply(captured_at=began + 0.05, after=0.01), bench.reply(captured_at=began + 0.09, after=0.01)]
-    assert bench.step(*early, dt=0.1).state is State.HOLD
-    assert bench.step(bench.reply(captured_at=began + 0.1, after=0.01), dt=0.1).state is State.NOMINAL
-
-
-def test_the_proof_of_the_link_begins_with_the_hold() -> None:
-    bench = Bench().nominal()
-    bench.step(bench.reply())
-    bench.step(frame_at=None)
-    assert bench.step(bench.reply(age=0.05)).cause == Event.UNPROVEN.value
-    assert bench.step(bench.reply(age=0.05)).state is State.NOMINAL
-
-
-def test_the_rest_of_a_chunk_is_not_played_on_after_a_hold() -> None:
-    bench = Bench(chunk_length=3)
-    bench.step(bench.reply(actions=(ACTION,) * 3))
-    bench.step(frame_at=None, dt=0.02)
-    early = [bench.reply(captured_at=bench.now, after=0.02) for _ in range(2)]
-    assert bench.step(*early, dt=0.02).state is State.HOLD
-
-
-def test_holding_for_five_seconds_stops_the_robot() -> None:
-    bench = Bench().held()
-    began = bench.now
-    stopped = [bench.now - began for _ in range(40) if bench.step().state is State.SAFE_STOP]
-    assert bench.machine.cause == Event.HOLD_TIMEOUT.value
-    assert stopped[0] == pytest.approx(5.0, abs=DT)
-
-
-def flap(bench: Bench, held: int, moving: int) -> State:
-    """One round of a flapping link: about so many ticks in HOLD, then so many in NOMINAL."""
-    bench.sequence += 1
-    bench.step(Miss(bench.sequence, Outcome.MISSED))
-    for _ in range(held):
-        bench.step()
-    for _ in range(moving + 1):
-        bench.step(bench.reply(age=0.05))
-    return bench.machine.state
-
-
-def test_a_flapping_link_reaches_safe_stop_because_hold_time_refills_slowly() -> None:
-    bench = Bench().nominal()
-    states = [flap(bench, held=9, moving=15) for _ in range(6)]
-    assert states[:2] == [State.NOMINAL, State.NOMINAL]
-    assert states[-1] is State.SAFE_STOP, "each round drains 2.2 s and gives 0.75 s back"
-
-
-def test_a_link_that_fails_seldom_never_reaches_safe_stop() -> None:
-    bench = Bench().nominal()
-    assert {flap(bench, held=3, moving=25) for _ in range(10)} == {State.NOMINAL}
-
-
 def test_a_reset_begins_a_new_epoch_in_which_old_answers_never_count() -> None:
     bench = Bench().nominal()
     bench.step(estop=True)
@@ -339,58 +217,6 @@ def test_an_answer_is_executed_once_and_sequences_never_fall() -> None:
     assert bench.step(twice).motion
     assert not bench.step(replace(twice, captured_at=bench.now)).motion
     assert not bench.step(replace(twice, sequence=1, captured_at=bench.now)).motion
-
-
-def test_actions_are_clipped_to_the_limits_of_the_action_space() -> None:
-    bench = Bench()
-    assert bench.step(bench.reply(actions=((5.0, -7.0, -1.0),))).values == (1.0, -1.0, 0.0)
-
-
-def test_a_chunk_is_played_action_by_action_and_then_the_robot_holds() -> None:
-    bench = Bench(chunk_length=3)
-    played = [bench.step(bench.reply(actions=ROWS)), bench.step(), bench.step(bench.asked(within=0.3))]
-    assert [(command.index, command.values) for command in played] == list(enumerate(ROWS))
-    held = bench.step()
-    assert (held.state, held.motion) == (State.HOLD, False), "an answer that is due is nothing to wait on, for chunks"
-
-
-def test_a_chunk_begins_after_the_actions_executed_since_its_frame_was_taken() -> None:
-    bench = Bench(chunk_length=3)
-    bench.step(bench.reply(actions=ROWS))
-    captured_at = bench.now + 0.01
-    bench.step()
-    command = bench.step(bench.reply(actions=ROWS, captured_at=captured_at))
-    assert (command.sequence, command.index) == (2, 1)
-
-
-def test_the_rest_of_a_chunk_is_dropped_when_its_frame_is_too_old() -> None:
-    settings = FallbackSettings()
-    assert settings.max_age_s(0.05, 8) == pytest.approx(0.5)
-    assert settings.max_age_s(0.2, 8) == pytest.approx(1.0)
-    assert settings.max_age_s(0.2, 1) == pytest.approx(0.3)
-    bench = Bench(chunk_length=8)
-    bench.step(bench.reply(age=0.5, actions=(ACTION,) * 8))
-    commands = [bench.step() for _ in range(4)]
-    assert [command.motion for command in commands] == [True, True, False, False]
-    assert commands[2].cause == Event.TOO_OLD.value
-
-
-def test_an_absolute_space_holds_the_last_set_point_and_before_it_the_measured_pose() -> None:
-    bench = Bench(ABSOLUTE)
-    assert bench.step().values == (), "nothing known: nothing is sent"
-    assert bench.step(position=(0.3, 0.4)).values == (0.3, 0.4)
-    bench.step(bench.reply(actions=((0.4, 0.5),)), position=(0.3, 0.4))
-    assert bench.step(Miss(9, Outcome.MISSED), position=(0.35, 0.45)).values == (0.4, 0.5)
-    reset = bench.step(reset=True, position=(0.7, 1.2))
-    assert reset.values == (0.7, 1.2), "an operator may have moved the arm: the old set point is forgotten"
-
-
-def test_a_velocity_ramps_to_zero() -> None:
-    bench = Bench(ActionSpace(Kind.VELOCITY, (-1.0,), (1.0,)))
-    bench.step(bench.reply(actions=((0.8,),)))
-    miss = Miss(9, Outcome.MISSED)
-    assert bench.step(miss, dt=0.05).values == pytest.approx((0.4,))
-    assert bench.step(dt=0.06).values == (0.0,)
 
 
 def test_a_deadline_is_what_is_left_of_the_frame_s_age_within_bounds() -> None:

@@ -95,6 +95,8 @@ def _action(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
 def _pending(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
     """Single actions only: a chunk that has run out leaves nothing to wait on."""
     account = machine.account
+    if machine.state not in REMOTE and machine.state is not State.WAIT:
+        return False
     if machine.chunk_length > 1 or account.lost:  # a newer call does not make up for the answer that is missing now
         return False
     return account.flight is not None or now - account.met_at <= machine.settings.next_call_ms / 1e3 + EPSILON_S
@@ -133,8 +135,8 @@ GUARDS: tuple[tuple[Event, Guard], ...] = (
     (Event.COASTING, _coasting),
     (Event.DEGRADED_ACTION, _degraded_action),
     (Event.ACTION, _action),
-    (Event.PENDING, _pending),
     (Event.FORCED, _forced),
     (Event.LOCAL_ACTION, _local_action),
+    (Event.PENDING, _pending),
     (Event.NO_ACTION, lambda machine, now, inputs: True),
 )

@@ -74,7 +74,9 @@ class LatencyModel:
         self._by_rung[chunk.rung] = (now, samples)
         for rung in [rung for rung, (at, _) in self._by_rung.items() if now - at > _SLOPE_MEMORY_S]:
             del self._by_rung[rung]
-        self._slope = _fit([_middle(samples) for _, samples in self._by_rung.values()])
+        slope = _fit([_middle(samples) for _, samples in self._by_rung.values()])
+        # Rungs are not sent at the same time, and the link changes: no byte takes longer than this rung's take now.
+        self._slope = None if slope is None else min(slope, _per_byte(samples))
         return sample
 
     def ready(self) -> bool:
@@ -98,7 +100,7 @@ class LatencyModel:
             return self._slope * (larger - smaller)
         if not self._samples:
             return 0.0
-        return max(0.0, _median([s.network_ms / s.wire_bytes for s in self._samples])) * (larger - smaller)
+        return _per_byte(self._samples) * (larger - smaller)
 
     def stages(self) -> Stages95 | None:
         """None with fewer than eight replies."""
@@ -123,6 +125,11 @@ def p95(values: list[float]) -> float:
 def _middle(samples: deque[Sample]) -> tuple[float, float]:
     """Median bytes and network time of the replies at one rung."""
     return _median([s.wire_bytes for s in samples]), _median([s.network_ms for s in samples])
+
+
+def _per_byte(samples: deque[Sample]) -> float:
+    """The most that a byte takes, ms: as if all network time were transmission."""
+    return max(0.0, _median([s.network_ms / s.wire_bytes for s in samples]))
 
 
 def _median(values: Sequence[float]) -> float:

@@ -86,9 +86,12 @@ class RungChooser:
         expected = self.model.predict_ms(self._ladder[self.rung])
         if expected is not None and expected > limit_ms and self._saves(self.rung, self.rung + 1):
             return self._first_that_fits(limit_ms)
-        if len(self._misses) >= _MISSES and sample.at_size(self._ladder[self.rung], None) > limit_ms:
-            return self.rung + 1
-        return None
+        return self.rung + 1 if len(self._misses) >= _MISSES and self._to_blame(sample, limit_ms) else None
+
+    def _to_blame(self, sample: Sample, limit_ms: float) -> bool:
+        """Whether size can explain misses just before this answer: the server alone does not, and the link would."""
+        server_alone = sample.age_ms - sample.network_ms > limit_ms
+        return not server_alone and sample.at_size(self._ladder[self.rung], None) > limit_ms
 
     def _saves(self, better: int, worse: int) -> bool:
         return self.model.saving_ms(self._ladder[better], self._ladder[worse]) > self._settings.rung_saves_ms

@@ -57,9 +57,9 @@ class Event(enum.Enum):
     COASTING = "next chunk late: playing the rest of this one"
     DEGRADED_ACTION = "action executed, smaller payload"
     ACTION = "action executed"
-    PENDING = "next action due"
     FORCED = "operator wants the local policy"
     LOCAL_ACTION = "local policy acts"
+    PENDING = "next action due"
     NO_ACTION = "no action"
 
 
@@ -96,9 +96,9 @@ _ROWS: dict[Event, tuple[State, ...]] = {
     Event.COASTING:        (_I, _C, _C, _C, _C, _H, _H, _S),
     Event.DEGRADED_ACTION: (_D, _D, _D, _D, _D, _D, _H, _S),
     Event.ACTION:          (_N, _N, _N, _N, _N, _N, _H, _S),
-    Event.PENDING:         (_I, _W, _W, _H, _W, _H, _H, _S),
     Event.FORCED:          (_H, _H, _H, _H, _H, _H, _H, _S),
     Event.LOCAL_ACTION:    (_I, _H, _H, _H, _H, _L, _L, _S),
+    Event.PENDING:         (_I, _W, _W, _H, _W, _H, _H, _S),
     Event.NO_ACTION:       (_I, _H, _H, _H, _H, _H, _H, _S),
 }
 # fmt: on

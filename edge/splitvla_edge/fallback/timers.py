@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+_EPSILON_S = 1e-9
+
 
 @dataclass(slots=True)
 class DrainTimer:
@@ -52,7 +54,7 @@ class Stillness:
         return any(abs(there - here) > self._tolerance for there, here in zip(middle, position, strict=True))
 
     def still(self, now: float) -> bool:
-        return now - self._since >= self._still_s
+        return now - self._since + _EPSILON_S >= self._still_s
 
 
 class Absence:

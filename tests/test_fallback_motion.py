@@ -1,0 +1,75 @@
+"""What the robot is sent: chunks action by action, limits, and holding still in every action space."""
+
+from __future__ import annotations
+
+import pytest
+
+from splitvla_edge.fallback import (
+    Event,
+    FallbackSettings,
+    Miss,
+    Outcome,
+    State,
+)
+from splitvla_edge.robots.base import ActionSpace, Kind
+from tests.machine_bench import ABSOLUTE, ACTION, ROWS, Bench
+
+
+def test_the_rest_of_a_chunk_is_not_played_on_after_a_hold() -> None:
+    bench = Bench(chunk_length=3)
+    bench.step(bench.reply(actions=(ACTION,) * 3))
+    bench.step(frame_at=None, dt=0.02)
+    early = [bench.reply(captured_at=bench.now, after=0.02) for _ in range(2)]
+    assert bench.step(*early, dt=0.02).state is State.HOLD
+
+
+def test_actions_are_clipped_to_the_limits_of_the_action_space() -> None:
+    bench = Bench()
+    assert bench.step(bench.reply(actions=((5.0, -7.0, -1.0),))).values == (1.0, -1.0, 0.0)
+
+
+def test_a_chunk_is_played_action_by_action_and_then_the_robot_holds() -> None:
+    bench = Bench(chunk_length=3)
+    played = [bench.step(bench.reply(actions=ROWS)), bench.step(), bench.step(bench.asked(within=0.3))]
+    assert [(command.index, command.values) for command in played] == list(enumerate(ROWS))
+    held = bench.step()
+    assert (held.state, held.motion) == (State.HOLD, False), "an answer that is due is nothing to wait on, for chunks"
+
+
+def test_a_chunk_begins_after_the_actions_executed_since_its_frame_was_taken() -> None:
+    bench = Bench(chunk_length=3)
+    bench.step(bench.reply(actions=ROWS))
+    captured_at = bench.now + 0.01
+    bench.step()
+    command = bench.step(bench.reply(actions=ROWS, captured_at=captured_at))
+    assert (command.sequence, command.index) == (2, 1)
+
+
+def test_the_rest_of_a_chunk_is_dropped_when_its_frame_is_too_old() -> None:
+    settings = FallbackSettings()
+    assert settings.max_age_s(0.05, 8) == pytest.approx(0.5)
+    assert settings.max_age_s(0.2, 8) == pytest.approx(1.0)
+    assert settings.max_age_s(0.2, 1) == pytest.approx(0.3)
+    bench = Bench(chunk_length=8)
+    bench.step(bench.reply(age=0.5, actions=(ACTION,) * 8))
+    commands = [bench.step() for _ in range(4)]
+    assert [command.motion for command in commands] == [True, True, False, False]
+    assert commands[2].cause == Event.TOO_OLD.value
+
+
+def test_an_absolute_space_holds_the_last_set_point_and_before_it_the_measured_pose() -> None:
+    bench = Bench(ABSOLUTE)
+    assert bench.step(position=None).values == (), "nothing known: nothing is sent"
+    assert bench.step(position=(0.3, 0.4)).values == (0.3, 0.4)
+    bench.step(bench.reply(actions=((0.4, 0.5),)), position=(0.3, 0.4))
+    assert bench.step(Miss(9, Outcome.MISSED), position=(0.35, 0.45)).values == (0.4, 0.5)
+    reset = bench.step(reset=True, position=(0.7, 1.2))
+    assert reset.values == (0.7, 1.2), "an operator may have moved the arm: the old set point is forgotten"
+
+
+def test_a_velocity_ramps_to_zero() -> None:
+    bench = Bench(ActionSpace(Kind.VELOCITY, (-1.0,), (1.0,)))
+    bench.step(bench.reply(actions=((0.8,),)))
+    miss = Miss(9, Outcome.MISSED)
+    assert bench.step(miss, dt=0.05).values == pytest.approx((0.4,))
+    assert bench.step(dt=0.06).values == (0.0,)
