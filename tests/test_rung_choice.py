@@ -68,7 +68,7 @@ def test_a_fast_link_keeps_the_best_payload() -> None:
 
 def test_a_slow_server_never_degrades_the_payload() -> None:
     driver = Driver().drive(5.0, ms_per_mb=4.0)
-    for server_ms in (150.0, 250.0, 285.0, 400.0, 60.0, 290.0):
+    for server_ms in (150.0, 250.0, 285.0, 400.0, 60.0, 290.0, 225.0, 100.0):
         driver.drive(5.0, ms_per_mb=4.0, server_ms=server_ms)
     assert driver.path() == []
 
@@ -85,12 +85,29 @@ def test_misses_alone_are_no_path_and_leave_quality_alone() -> None:
     assert driver.drive(10.0, ms_per_mb=20.0).path() == []
 
 
-def test_two_misses_just_before_an_answer_that_their_size_explains_degrade_by_one() -> None:
+def test_two_misses_that_an_answer_follows_and_their_size_explains_degrade_to_what_would_have_fitted() -> None:
     driver = Driver().drive(5.0, ms_per_mb=20.0)
     for _ in range(2):
         driver.call(2000.0)
-    driver.call(2000.0, rung=3)
-    assert driver.path() == [1]
+    driver.call(300.0, delay_ms=0.0, rung=3)
+    assert driver.path() == [2], "50 kB took 15 ms, so that 500 kB take at most 150 ms"
+
+
+def test_the_two_misses_may_have_a_hold_and_its_probes_between_them() -> None:
+    driver = Driver().drive(5.0, ms_per_mb=20.0)
+    for _ in range(2):
+        driver.call(2000.0)
+        driver.call(300.0, delay_ms=0.0, rung=3)
+    assert driver.chooser.rung > 0
+
+
+def test_a_size_that_comes_through_again_is_no_longer_suspected() -> None:
+    driver = Driver().drive(5.0, ms_per_mb=20.0)
+    for _ in range(2):
+        driver.call(2000.0)
+        driver.call(4.0, delay_ms=2.0, rung=3)
+        driver.call(20.0)
+    assert driver.path() == []
 
 
 def test_one_miss_degrades_nothing() -> None:

@@ -1,9 +1,10 @@
 """The latency model: from the last replies, how long a frame will take at a payload size that need not be theirs.
 
-A reply says how long the server worked on it; the rest of the round trip is the network's. Sizes that differ give the
-slope, milliseconds a byte; with it every remembered reply is moved to the size in question, and the 95th percentile of
-those is the prediction. As long as only one size was seen, all of its network time is taken for transmission: that
-is the most that a smaller payload can save. Once two were seen, the attribution is measured.
+A reply says how long the server worked on it; the rest of the round trip is the network's. When the size changes, the
+replies just before and just after give the slope, milliseconds a byte; with it every remembered reply is moved to the
+size in question, and the 95th percentile of those is the prediction. The slope holds as long as the size in use takes
+no longer than it did then; a link that has changed, or of which only one size was seen, may owe all of its network time
+to bytes: that is the most that a smaller payload saves, and the worst that a larger one costs.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from splitvla_edge.fallback.messages import Chunk
 from splitvla_shared.nouns import StageTimes
 
 MIN_REPLIES = 8
-_PER_RUNG = 8  # replies at each rung that the slope is fitted to
-_SLOPE_MEMORY_S = 120.0  # after which a rung that was not sent again tells nothing about the link any more
+_RUN = 8  # replies of one rung that its median is taken of
+_ADJACENT_S = 3.0  # replies of two sizes compare when they are no further apart: the link changes
+_REFUTED_MS = 20.0
+_SLOPE_MEMORY_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,8 @@ class Sample:
 
     def at_size(self, wire_bytes: int, slope: float | None) -> float:
         """This reply's age_ms, had it been of another size. slope: ms a byte, None: all network time was bytes."""
-        per_byte = self.network_ms / self.wire_bytes if slope is None else slope
+        most = self.network_ms / self.wire_bytes
+        per_byte = most if slope is None else min(slope, most)
         floor = self.age_ms - self.network_ms
         return max(floor, self.age_ms + per_byte * (wire_bytes - self.wire_bytes))
 
@@ -56,34 +60,54 @@ class Stages95:
 
 
 class LatencyModel:
-    """Owned by the fallback machine. Mutable state: the last replies, and the last ones at each rung."""
+    """Owned by the fallback machine. Mutable state: the last replies, those at the present rung, and the slope."""
 
     def __init__(self, window: int = 32) -> None:
         self._samples: deque[Sample] = deque(maxlen=window)
-        self._by_rung: dict[int, tuple[float, deque[Sample]]] = {}
+        self._run: deque[Sample] = deque(maxlen=_RUN)  # at the rung of the last reply
+        self._run_length = 0
+        self._rung, self._at = 0, -math.inf
+        self._before: tuple[int, float, float] | None = None  # rung, bytes and ms of the run before, while it compares
         self._slope: float | None = None
+        self._measured_at = -math.inf
+        self._reference: dict[int, float] = {}  # network ms of the two rungs when the slope was measured
         self._predicted: dict[int, float] = {}  # by size, until the next reply
 
     def add(self, now: float, chunk: Chunk) -> Sample:
         """Learn from a reply that was met; what was missed is no sample."""
         sample = Sample.of(chunk)
+        if chunk.rung != self._rung or not self._run:
+            self._before = (self._rung, *_middle(self._run)) if self._run and now - self._at <= _ADJACENT_S else None
+            self._run.clear()
+            self._rung, self._run_length = chunk.rung, 0
         self._samples.append(sample)
+        self._run.append(sample)
+        self._run_length, self._at = self._run_length + 1, now
         self._predicted.clear()
-        _, samples = self._by_rung.get(chunk.rung, (now, deque(maxlen=_PER_RUNG)))
-        samples.append(sample)
-        self._by_rung[chunk.rung] = (now, samples)
-        for rung in [rung for rung, (at, _) in self._by_rung.items() if now - at > _SLOPE_MEMORY_S]:
-            del self._by_rung[rung]
-        slope = _fit([_middle(samples) for _, samples in self._by_rung.values()])
-        # Rungs are not sent at the same time, and the link changes: no byte takes longer than this rung's take now.
-        self._slope = None if slope is None else min(slope, _per_byte(samples))
+        self._learn_slope(now)
         return sample
+
+    def interrupt(self) -> None:
+        """A call was missed: replies before and after it do not compare, because the link may have changed."""
+        self._at, self._before = -math.inf, None
+
+    def _learn_slope(self, now: float) -> None:
+        size, ms = _middle(self._run)
+        if self._before is not None and self._run_length <= _RUN:
+            rung, other_size, other_ms = self._before
+            if max(size, other_size) >= 1.1 * min(size, other_size):
+                slower_by_ms = ms - other_ms if size < other_size else other_ms - ms  # the smaller one
+                self._slope = max(0.0, (ms - other_ms) / (size - other_size)) if slower_by_ms <= _REFUTED_MS else None
+                self._measured_at, self._reference = now, {rung: other_ms, self._rung: ms}
+        longer_ms = ms - self._reference.get(self._rung, -math.inf)
+        if longer_ms > _REFUTED_MS or now - self._measured_at > _SLOPE_MEMORY_S:
+            self._slope = None
 
     def ready(self) -> bool:
         return len(self._samples) >= MIN_REPLIES
 
     def measured(self) -> bool:
-        """Whether the slope comes from more than one size."""
+        """Whether the slope is known, from two sizes, and still holds."""
         return self._slope is not None
 
     def predict_ms(self, wire_bytes: int) -> float | None:
@@ -96,11 +120,11 @@ class LatencyModel:
 
     def saving_ms(self, larger: int, smaller: int) -> float:
         """Transmission time between two sizes: measured, or the most that it can be."""
-        if self._slope is not None:
-            return self._slope * (larger - smaller)
         if not self._samples:
             return 0.0
-        return _per_byte(self._samples) * (larger - smaller)
+        alike = [s for s in self._samples if s.wire_bytes >= 0.9 * larger][-_RUN:] or self._run
+        most = _median([s.network_ms / s.wire_bytes for s in alike])
+        return (most if self._slope is None else min(self._slope, most)) * (larger - smaller)
 
     def stages(self) -> Stages95 | None:
         """None with fewer than eight replies."""
@@ -127,20 +151,5 @@ def _middle(samples: deque[Sample]) -> tuple[float, float]:
     return _median([s.wire_bytes for s in samples]), _median([s.network_ms for s in samples])
 
 
-def _per_byte(samples: deque[Sample]) -> float:
-    """The most that a byte takes, ms: as if all network time were transmission."""
-    return max(0.0, _median([s.network_ms / s.wire_bytes for s in samples]))
-
-
 def _median(values: Sequence[float]) -> float:
     return sorted(values)[len(values) // 2]
-
-
-def _fit(points: list[tuple[float, float]]) -> float | None:
-    """Least squares through (bytes, ms), never below zero; None while the sizes do not differ by a tenth."""
-    if len(points) < 2 or max(points)[0] < 1.1 * min(points)[0]:
-        return None
-    mean_x = sum(x for x, _ in points) / len(points)
-    mean_y = sum(y for _, y in points) / len(points)
-    spread = sum((x - mean_x) ** 2 for x, _ in points)
-    return max(0.0, sum((x - mean_x) * (y - mean_y) for x, y in points) / spread)

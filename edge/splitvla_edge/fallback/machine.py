@@ -81,7 +81,7 @@ class FallbackMachine:
 
     def hint(self) -> Hint:
         """What perception must know for its next call."""
-        settings, probing = self.settings, self.state in _PROBING
+        settings, probing = self.settings, self._probing()
         if probing and self.account.calls != self._gap_of_call:  # a new gap for every probe, and not for every tick
             self._gap_of_call = self.account.calls
             self._gap_s = settings.probe_gap_ms / 1e3 * (1.0 + 0.5 * self._jitter.random())
@@ -265,6 +265,11 @@ class FallbackMachine:
             return 0
         limit_s = self.settings.max_age_s(self.dt_s, len(chunk.actions)) - (now - chunk.captured_at)
         return min(len(chunk.actions) - self.account.cursor, int((limit_s + EPSILON_S) / self.dt_s) + 1)
+
+    def _probing(self) -> bool:
+        """Whether calls only test the link; also before the first answer, when the first calls were in vain."""
+        in_vain = self.state is State.INIT and self.account.misses >= self.settings.resume_replies
+        return self.state in _PROBING or in_vain
 
     def _probe_deadline_s(self, high_s: float) -> float:
         """Short, because a probe that began before the link came back only costs time."""

@@ -19,10 +19,12 @@ from splitvla_edge.fallback.settings import FallbackSettings
 _CHANGE_S = 1.0  # between two changes, at least
 _MISS_MEMORY_S = 1.0
 _MISSES = 2
+_BLIND_WAIT_S = (20.0, 180.0)  # first and last
+_BLIND_FACTOR = 3.0
 
 
 class RungChooser:
-    """Owned by the fallback machine. Mutable state: the rung, the latency model, recent misses, and the up-timer.
+    """Owned by the fallback machine. Mutable state: the rung, the latency model, misses, and the up-timer.
 
     rung: index into the ladder, 0 is the best. changes: how often it has changed.
     """
@@ -33,10 +35,12 @@ class RungChooser:
         self.rung = 0
         self.changes = 0
         self._ladder: tuple[int, ...] = ()
-        self._misses: deque[float] = deque(maxlen=8)
+        self._misses: deque[float] = deque(maxlen=8)  # that no answer has confirmed yet
+        self._suspects = 0  # misses that an answer followed within a second, since this size last came through
         self._changed_at = self._upgraded_at = -math.inf
         self._good_since = math.inf
         self._wait_s = settings.rung_up_s
+        self._blind_wait_s = _BLIND_WAIT_S[0]
 
     @property
     def smallest(self) -> int:
@@ -56,56 +60,64 @@ class RungChooser:
     def learn(self, now: float, lesson: Lesson, budget_ms: float) -> None:
         """One call has ended; budget_ms: what an answer may take."""
         if lesson.chunk is not None:
-            self._met(now, self.model.add(now, lesson.chunk), budget_ms)
+            self._met(now, self.model.add(now, lesson.chunk), lesson.chunk.rung, budget_ms)
         elif lesson.outcome is Outcome.MISSED:
             self._good_since = math.inf
+            self.model.interrupt()
             if lesson.rung is not None and lesson.rung < self.smallest:
                 self._misses.append(now)
 
-    def _met(self, now: float, sample: Sample, budget_ms: float) -> None:
+    def _met(self, now: float, sample: Sample, rung: int, budget_ms: float) -> None:
         """An answer: the only moment at which there is something new to decide on."""
         if len(self._ladder) < 2:
             return
-        while self._misses and now - self._misses[0] > _MISS_MEMORY_S:
-            self._misses.popleft()
-        if now - self._changed_at < _CHANGE_S:
-            return
+        self._suspects += sum(now - at <= _MISS_MEMORY_S for at in self._misses)
+        self._misses.clear()
         if now - self._upgraded_at >= self._settings.rung_trial_s and self._upgraded_at > -math.inf:
             self._wait_s, self._upgraded_at = max(self._settings.rung_up_s, self._wait_s / 2), -math.inf
-        target = self._lower(sample, budget_ms)
-        if target is not None:
-            self._go_down(now, target)
-        elif self.rung > 0:
-            self._consider_up(now, budget_ms)
+            self._blind_wait_s = max(_BLIND_WAIT_S[0], self._blind_wait_s / _BLIND_FACTOR)
+        if now - self._changed_at >= _CHANGE_S:
+            target = self._lower(sample, budget_ms)
+            if target is not None:
+                self._go_down(now, target)
+            elif self.rung > 0:
+                self._consider_up(now, budget_ms)
+        server_alone = sample.age_ms - sample.network_ms > self._settings.rung_down_at * budget_ms
+        if rung <= self.rung or server_alone:  # this size does come through, or it was not the size
+            self._suspects = 0
 
     def _lower(self, sample: Sample, budget_ms: float) -> int | None:
         """The rung to go down to, None to stay."""
         if self.rung >= self.smallest:
             return None
         limit_ms = self._settings.rung_down_at * budget_ms
+        below = range(self.rung + 1, self.smallest)
         expected = self.model.predict_ms(self._ladder[self.rung])
         if expected is not None and expected > limit_ms and self._saves(self.rung, self.rung + 1):
-            return self._first_that_fits(limit_ms)
-        return self.rung + 1 if len(self._misses) >= _MISSES and self._to_blame(sample, limit_ms) else None
+            return next((rung for rung in below if self._fits_or_saves_no_more(rung, limit_ms)), self.smallest)
+        if self._suspects >= _MISSES and self._to_blame(sample, limit_ms):
+            return next((rung for rung in below if sample.at_size(self._ladder[rung], None) <= limit_ms), self.smallest)
+        return None
 
     def _to_blame(self, sample: Sample, limit_ms: float) -> bool:
         """Whether size can explain misses just before this answer: the server alone does not, and the link would."""
         server_alone = sample.age_ms - sample.network_ms > limit_ms
         return not server_alone and sample.at_size(self._ladder[self.rung], None) > limit_ms
 
+    def _fits_or_saves_no_more(self, rung: int, limit_ms: float) -> bool:
+        expected = self.model.predict_ms(self._ladder[rung])
+        return expected is None or expected <= limit_ms or not self._saves(rung, rung + 1)
+
     def _saves(self, better: int, worse: int) -> bool:
         return self.model.saving_ms(self._ladder[better], self._ladder[worse]) > self._settings.rung_saves_ms
 
-    def _first_that_fits(self, limit_ms: float) -> int:
-        for rung in range(self.rung + 1, self.smallest):
-            expected = self.model.predict_ms(self._ladder[rung])
-            if expected is None or expected <= limit_ms or not self._saves(rung, rung + 1):
-                return rung
-        return self.smallest
-
     def _consider_up(self, now: float, budget_ms: float) -> None:
+        limit_ms = self._settings.rung_up_at * budget_ms
+        if self._worth_a_blind_trial(now, limit_ms):
+            self._go_up(now)
+            return
         expected = self.model.predict_ms(self._ladder[self.rung - 1])
-        fits = expected is not None and expected < self._settings.rung_up_at * budget_ms
+        fits = expected is not None and expected < limit_ms
         # A smaller payload that turned out to save nothing is given up again, however slow the answers are.
         useless = self.model.measured() and not self._saves(self.rung - 1, self.rung)
         if not (fits or useless):
@@ -115,9 +127,16 @@ class RungChooser:
         if now - self._good_since >= self._wait_s:
             self._go_up(now)
 
+    def _worth_a_blind_trial(self, now: float, limit_ms: float) -> bool:
+        """After a long time at one size nothing is known of the others: on a link with delay none would ever fit."""
+        expected = self.model.predict_ms(self._ladder[self.rung])
+        fits = expected is not None and expected < limit_ms
+        return fits and not self.model.measured() and now - self._changed_at >= self._blind_wait_s
+
     def _go_down(self, now: float, target: int) -> None:
         if now - self._upgraded_at < self._settings.rung_trial_s:
             self._wait_s = min(2 * self._wait_s, self._settings.rung_up_max_s)
+            self._blind_wait_s = min(_BLIND_FACTOR * self._blind_wait_s, _BLIND_WAIT_S[1])
             self._upgraded_at = -math.inf
         self._change(now, target)
 
@@ -127,5 +146,5 @@ class RungChooser:
 
     def _change(self, now: float, rung: int) -> None:
         self.rung, self._changed_at, self._good_since = rung, now, math.inf
-        self._misses.clear()
+        self._suspects = 0
         self.changes += 1
