@@ -175,6 +175,7 @@ class FallbackMachine:
             self.account.epoch += 1
             self.last_values = None
             self._begin_epoch(now)
+            self._settle(now, event)
         elif event is Event.TOO_OLD:
             self.account.drop_chunk()
         if self.state is before:
