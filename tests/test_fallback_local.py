@@ -147,3 +147,10 @@ def test_time_on_the_local_policy_comes_back_slowly() -> None:
         for _ in range(8):
             step(bench, bench.reply(age=0.02))
     assert bench.machine.cause == Event.LOCAL_TIMEOUT.value
+
+
+def test_a_local_answer_from_before_the_robot_had_settled_is_not_used() -> None:
+    bench = Bench(dt=0.05, settings=FallbackSettings(local_after_s=0.0)).nominal()
+    bench.step(bench.miss())
+    for _ in range(4):
+        assert step(bench, local=bench.local(captured_at=bench.now - 0.15)).state is State.HOLD

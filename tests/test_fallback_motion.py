@@ -11,6 +11,7 @@ from splitvla_edge.fallback import (
     Outcome,
     State,
 )
+from splitvla_edge.fallback.motion import shape
 from splitvla_edge.robots.base import ActionSpace, Kind
 from tests.machine_bench import ABSOLUTE, ACTION, ROWS, Bench
 
@@ -73,3 +74,19 @@ def test_a_velocity_ramps_to_zero() -> None:
     miss = Miss(9, Outcome.MISSED)
     assert bench.step(miss, dt=0.05).values == pytest.approx((0.4,))
     assert bench.step(dt=0.06).values == (0.0,)
+
+
+def test_a_set_point_ends_inside_the_limits_even_when_the_arm_was_pushed_out_of_them() -> None:
+    assert shape(ABSOLUTE, (1.0, 0.0), (2.5, 0.0), 0.05) == (2.0, 0.0)
+
+
+def test_an_e_stop_ends_the_ramp_of_a_velocity_that_another_stop_began_and_it_does_not_come_back() -> None:
+    bench = Bench(ActionSpace(Kind.VELOCITY, (-1.0,), (1.0,)))
+    bench.step(bench.reply(actions=((0.8,),)))
+    ramp = bench.step(contract="embed_dim", dt=0.02)
+    assert ramp.values == pytest.approx((0.64,))
+    assert not ramp.stop
+    pressed = bench.step(estop=True, dt=0.02)
+    assert (pressed.values, pressed.stop) == ((0.0,), True)
+    released = bench.step(dt=0.02)
+    assert (released.values, released.stop) == ((0.0,), True)

@@ -162,3 +162,27 @@ def test_probes_have_a_short_deadline_but_every_fourth_in_a_row_that_fails_a_lon
         bench.asked(within=0.1)
         bench.step(bench.miss())
     assert deadlines == [0.3, 0.3, 0.5, 0.3] * 2
+
+
+def test_a_chunk_is_not_played_on_when_the_answers_that_prove_the_link_are_too_early_to_be_adopted() -> None:
+    bench = Bench(chunk_length=8, dt=0.02)
+    bench.step(bench.reply(actions=(ACTION,) * 8))
+    bench.step(bench.reply(actions=()))
+    assert bench.machine.state is State.HOLD
+    began = bench.now
+    for _ in range(3):
+        command = bench.step(bench.reply(captured_at=began, actions=(ACTION,) * 8))
+        assert not command.motion
+
+
+def test_a_frame_older_than_its_predecessor_is_invalid() -> None:
+    bench = Bench().nominal()
+    captured_at = bench.now - 0.15
+    assert bench.step(bench.reply(captured_at=captured_at)).cause == Event.INVALID.value
+
+
+def test_nothing_is_asked_of_the_server_in_a_safe_stop() -> None:
+    bench = Bench().nominal()
+    assert bench.machine.hint().enabled
+    bench.step(estop=True)
+    assert not bench.machine.hint().enabled

@@ -69,6 +69,7 @@ class FallbackMachine:
     def tick(self, now: float, inputs: TickInputs) -> Command:
         """The command for this moment; `now` never falls."""
         self._tick += 1
+        self._estopped |= inputs.estop
         self._spend_time(now)
         self._absorb(now, inputs)
         event = next(event for event, holds in GUARDS if holds(self, now, inputs))
@@ -139,6 +140,7 @@ class FallbackMachine:
         self.local_time = DrainTimer(self.settings.local_to_stop_s, self.settings.hold_refill)
         self.held_since = self.settled_at = now
         self._resumed_at = -math.inf
+        self._estopped = False
         self._gap_of_call = 0
 
     def _spend_time(self, now: float) -> None:
@@ -255,7 +257,7 @@ class FallbackMachine:
     def _ramp(self, now: float) -> float:
         """Share of the last velocity; an e-stop leaves no time for a ramp."""
         last = self.account.last_executed_at()
-        if self.space.kind is not Kind.VELOCITY or last is None or self.cause == Event.ESTOP.value:
+        if self.space.kind is not Kind.VELOCITY or last is None or self._estopped:
             return 0.0
         return max(0.0, 1.0 - (now - last) * 1e3 / max(self.settings.ramp_ms, 1e-3))
 
