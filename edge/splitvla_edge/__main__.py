@@ -29,6 +29,7 @@ _RUN_OPTIONS = {
     "threads": "threads",
     "encoder": "encoder",
     "provider": "provider",
+    "hedge_ms": "hedge_ms",
     "image_pipeline": "image_pipeline",
     "camera_transform": "camera_transform",
     "action_transform": "action_transform",
@@ -94,7 +95,8 @@ def _add_act(parser: argparse.ArgumentParser) -> None:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", help="the edge half that `split` made")
-    parser.add_argument("--server", metavar="HOST:PORT")
+    parser.add_argument("--server", metavar="HOST:PORT", help="or several, with commas between: the first is preferred")
+    parser.add_argument("--hedge-ms", type=float, metavar="MS", help="ask a second server after this long (never)")
     parser.add_argument("--robot", metavar="NAME", help="replay or camera")
     parser.add_argument("--instruction")
     _add_model(parser)

@@ -38,6 +38,8 @@ class RunSettings:
     bundle, server and instruction have no default. run_dir: of the step log, none = runs/<time>. accept_clipped:
     execute actions of which tokens had to be clipped. threads: of the encoder, none = all physical cores.
     encoder: fp32, or fp16 or int8 where the bundle has them. provider: auto, tensorrt, cuda or cpu.
+    server: HOST:PORT, or several with commas between them, the preferred one first. hedge_ms: when a call without an
+    answer is sent to the next server as well, none = never.
     image_pipeline: none = the bundle's own. Names of pipelines and transforms: docs/images-and-actions.md.
     """
 
@@ -54,6 +56,7 @@ class RunSettings:
     threads: int | None = None
     encoder: str = FP32
     provider: str = "auto"
+    hedge_ms: float | None = None
     image_pipeline: str | None = None
     camera_transform: str = "none"
     action_transform: str = "none"
@@ -67,6 +70,8 @@ class RunSettings:
     def __post_init__(self) -> None:
         if not 0.1 <= self.control_hz <= 1000:
             raise ConfigError(f"control_hz is {self.control_hz}; expected 0.1..1000")
+        if self.hedge_ms is not None and not self.hedge_ms > 0:
+            raise ConfigError(f"hedge_ms is {self.hedge_ms}; expected above 0")
         if self.duration_s is not None and not self.duration_s > 0:
             raise ConfigError(f"duration_s is {self.duration_s}; expected above 0")
         if len({path is None for path in (self.tls_ca, self.tls_cert, self.tls_key)}) > 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +24,7 @@ from splitvla_shared.errors import (
     ConfigError,
     LinkError,
     ServerFault,
+    Superseded,
     Unreachable,
     error_for_status,
 )
@@ -102,6 +103,14 @@ class GrpcLink:
             raise self._infer_failure(error, request, deadline_s) from error
         return _read_reply(message, request)
 
+    def begin(self, request: InferCall, deadline_s: float) -> PendingCall:
+        """Send one observation and do not wait: `reply` of what is returned does, and `cancel` gives it up."""
+        try:
+            future = self._stub.Infer.future(_write_request(request), timeout=deadline_s)
+        except ValueError as error:
+            raise Unreachable(f"the link to {self.address} is closed") from error
+        return PendingCall(future, request, lambda error: self._infer_failure(error, request, deadline_s))
+
     def close(self) -> None:
         """Close the channel; a call in flight ends with Unreachable. May be called twice."""
         self._channel.close()
@@ -137,12 +146,43 @@ class GrpcLink:
         return kind(f"{what}: the call to {self.address} ended with {status}: {details or 'no reason given'}")
 
 
+class PendingCall:
+    """A call that was begun. Thread-safe, as grpc's futures are."""
+
+    def __init__(self, future: Any, request: InferCall, failure: Callable[[grpc.RpcError], LinkError]) -> None:
+        self._future, self._request, self._failure = future, request, failure
+
+    def reply(self) -> Reply:
+        """Wait for the answer. Raises what `infer` raises; Superseded when the call was cancelled."""
+        try:
+            message = self._future.result()
+        except grpc.FutureCancelledError as error:
+            raise Superseded(
+                f"frame {self._request.sequence}: the call was given up, another server answered"
+            ) from error
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+        return _read_reply(message, self._request)
+
+    def cancel(self) -> None:
+        """Does nothing to a call that has ended."""
+        self._future.cancel()
+
+
 def check_address(address: str) -> str:
     """HOST:PORT itself. Raises ConfigError on anything else."""
     match = _ADDRESS.fullmatch(address)
     if match is None or not 1 <= int(match["port"]) <= 65535:
         raise ConfigError(f"server address {address!r} is not HOST:PORT; write it as 192.168.1.20:50051 or [::1]:50051")
     return address
+
+
+def check_addresses(text: str) -> tuple[str, ...]:
+    """One HOST:PORT, or several with commas between them. Raises ConfigError when one is bad or stands there twice."""
+    addresses = tuple(check_address(part.strip()) for part in text.split(","))
+    if len(set(addresses)) < len(addresses):
+        raise ConfigError(f"server {text!r} names an address twice; name each server once")
+    return addresses
 
 
 def _write_request(request: InferCall) -> pb.InferRequest:

@@ -87,6 +87,7 @@ class PerceptionSettings:
     threads: int | None = None
     encoder: str = FP32
     provider: str = "auto"
+    hedge_ms: float | None = None
     image_pipeline: str | None = None
     camera_transform: str = "none"
     action_transform: str = "none"
@@ -292,6 +293,7 @@ def perceive(stream: TextIO, fd: int) -> int:
             threads=settings.threads,
             encoder=settings.encoder,
             provider=settings.provider,
+            hedge_ms=settings.hedge_ms,
         ) as policy:
             if policy.selection is not None:
                 print(f"splitvla-edge: encoder {settings.encoder} on {policy.selection.describe()}", file=sys.stderr)

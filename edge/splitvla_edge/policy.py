@@ -16,11 +16,12 @@ from splitvla_edge.calls import CameraPayload, InferCall, Reply, ServerDescripti
 from splitvla_edge.encoder import OnnxEncoder
 from splitvla_edge.image_pipelines import build_pipeline
 from splitvla_edge.images import check_image
-from splitvla_edge.link import GrpcLink
+from splitvla_edge.link import GrpcLink, check_addresses
 from splitvla_edge.model import EdgeModel, check_accepted, check_same_model, read_edge_model
 from splitvla_edge.probe import probed
 from splitvla_edge.providers import AUTO, Selection
 from splitvla_edge.security import Security
+from splitvla_edge.servers import ServerPool
 from splitvla_edge.transforms import find_transform
 from splitvla_shared.actions import Detokenized, detokenize
 from splitvla_shared.bundle import open_bundle
@@ -124,17 +125,26 @@ class EdgePolicy:
         threads: int | None = None,
         encoder: str = FP32,
         provider: str = AUTO,
+        hedge_ms: float | None = None,
     ) -> EdgePolicy:
         """Open the edge bundle, load and probe the encoder, and prepare the link; `handshake` comes next.
 
+        server: HOST:PORT, or several with commas between them, the preferred one first. hedge_ms: when a call without
+        an answer is sent to a second server as well; None: never.
         encoder: fp32, or fp16 or int8 where the bundle has them. provider: auto, tensorrt, cuda or cpu.
 
         Raises BundleError, ConfigError, ObservationError (unknown `unnorm_key`).
         """
-        link = GrpcLink(server, security=security)  # first: a mistyped address should not cost a model load
+        addresses = check_addresses(server)  # first: a mistyped address should not cost a model load
+        first = GrpcLink(addresses[0], security=security)
+        link: Link = first
         try:
             opened = open_bundle(Path(bundle), "edge")
             model = read_edge_model(opened, unnorm_key)
+            if len(addresses) > 1:
+                others = [GrpcLink(address, security=security) for address in addresses[1:]]
+                hedge_after_s = None if hedge_ms is None else hedge_ms / 1e3
+                link = ServerPool([first, *others], model.spec.fingerprint, hedge_after_s=hedge_after_s)
             _conventions(model, image_pipeline, camera_transform, action_transform)  # nor should any other name
             onnx = probed(OnnxEncoder(opened, threads, variant=encoder, provider=provider), opened, encoder)
             policy = cls(

@@ -1,0 +1,205 @@
+"""Several servers behind one link: a draining or failing one is left for the next, a late call may be hedged.
+
+Rules of this file:
+ - Calls stay with one server until it drains, fails, sheds load or holds another model; nothing balances load.
+ - What a server that is not in use is worth is found out by `describe` on a thread of its own, one probe at a time:
+   a frame of the robot is never the probe.
+ - A hedge is the same call, with the same sequence, to a second server. The first valid answer wins; the other call is
+   cancelled. At most two calls are in flight.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from splitvla_edge.breaker import Breaker
+from splitvla_edge.calls import InferCall, Reply, ServerDescription
+from splitvla_shared.errors import LinkError, Overloaded, SpecMismatch, Superseded, Unreachable
+
+_PROBE_S = 1.0
+_SHED_S = 1.0  # a server that shed load is passed over for so long, where there is another
+
+
+class Pending(Protocol):
+    """A call that was begun."""
+
+    def reply(self) -> Reply:
+        """Wait for the answer. Raises the LinkError that `infer` would."""
+
+    def cancel(self) -> None: ...
+
+
+class ServerLink(Protocol):
+    """One server: what GrpcLink is."""
+
+    @property
+    def address(self) -> str: ...
+
+    def describe(self, timeout_s: float) -> ServerDescription: ...
+
+    def infer(self, request: InferCall, deadline_s: float) -> Reply: ...
+
+    def begin(self, request: InferCall, deadline_s: float) -> Pending: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class _Server:
+    """One server and what is known of it. Mutable; guarded by the pool's lock."""
+
+    link: ServerLink
+    breaker: Breaker = field(default_factory=Breaker)
+    description: ServerDescription | None = None
+    passed_over_until: float = -math.inf
+
+
+class ServerPool:
+    """The policy's Link over several servers. Owned by one thread; probes and hedges run on threads of its own.
+
+    Mutable state, under a lock: what is known of each server, and which one is in use.
+    """
+
+    def __init__(
+        self,
+        links: Sequence[ServerLink],
+        fingerprint: str,
+        *,
+        hedge_after_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """links: in order of preference. fingerprint: of the model that a server must hold to be used.
+
+        hedge_after_s: when a call that has no answer is sent to a second server as well; None: never.
+        """
+        self._servers = [_Server(link) for link in links]
+        self._fingerprint, self._hedge_after_s, self._clock = fingerprint, hedge_after_s, clock
+        self._current = self._servers[0]
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(2 * len(links), thread_name_prefix="servers")
+
+    @property
+    def address(self) -> str:
+        """Of the server in use."""
+        return self._current.link.address
+
+    def describe(self, timeout_s: float) -> ServerDescription:
+        """Ask all servers; the description of the first one in order of preference that can be used.
+
+        Raises Unreachable when none answers in time. When none holds the model, one of the others is returned, whose
+        differences the policy then names.
+        """
+        asked = [self._threads.submit(self._look_at, server, timeout_s) for server in self._servers]
+        errors = [error for future in asked if (error := future.result()) is not None]
+        with self._lock:
+            self._current = self._best()
+            description = self._current.description
+        if description is None:
+            raise Unreachable("; ".join(str(error) for error in errors) or "no server answers")
+        return description
+
+    def infer(self, request: InferCall, deadline_s: float) -> Reply:
+        """As GrpcLink.infer, by the server in use, or by the faster of two when the call is hedged."""
+        with self._lock:
+            self._probe_others()
+            if not self._usable(self._current):
+                self._current = self._best()
+            first = self._current
+            second = self._spare(first) if self._hedge_after_s is not None else None
+        if second is None or self._hedge_after_s is None or self._hedge_after_s >= deadline_s:
+            return self._answer(first, lambda: first.link.infer(request, deadline_s))
+        return self._hedged(first, second, request, deadline_s, self._hedge_after_s)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for server in self._servers:
+            server.link.close()
+
+    def _hedged(self, first: _Server, second: _Server, request: InferCall, deadline_s: float, after_s: float) -> Reply:
+        ended: queue.SimpleQueue[Future[Reply]] = queue.SimpleQueue()
+        calls = [self._begin(first, request, deadline_s, ended)]
+        try:
+            finished = ended.get(timeout=after_s)
+        except queue.Empty:
+            calls.append(self._begin(second, request, deadline_s - after_s, ended))
+            finished = ended.get()
+        if finished.exception() is not None and len(calls) == 2:
+            finished = ended.get()  # the other one may still answer
+        for pending in calls:
+            pending.cancel()  # does nothing to a call that has ended
+        return finished.result()
+
+    def _begin(
+        self, server: _Server, request: InferCall, deadline_s: float, ended: queue.SimpleQueue[Future[Reply]]
+    ) -> Pending:
+        pending = server.link.begin(request, deadline_s)
+        self._threads.submit(self._answer, server, pending.reply).add_done_callback(ended.put)
+        return pending
+
+    def _answer(self, server: _Server, call: Callable[[], Reply]) -> Reply:
+        """The reply of a call, and what it tells of its server."""
+        try:
+            reply = call()
+        except LinkError as error:
+            with self._lock:
+                self._note_failure(server, error)
+            raise
+        with self._lock:
+            server.breaker.succeeded()
+            if reply.draining:
+                server.breaker.open(self._clock())
+        return reply
+
+    def _note_failure(self, server: _Server, error: LinkError) -> None:
+        now = self._clock()
+        if isinstance(error, Overloaded):
+            server.passed_over_until = now + _SHED_S
+        elif isinstance(error, SpecMismatch):
+            server.description = None
+        elif not isinstance(error, Superseded):
+            server.breaker.failed(now, certain=isinstance(error, Unreachable))
+
+    def _look_at(self, server: _Server, timeout_s: float) -> LinkError | None:
+        """Ask a server what it is; an error is returned, because nobody waits for a probe."""
+        try:
+            description, error = server.link.describe(timeout_s), None
+        except LinkError as failure:
+            description, error = None, failure
+        with self._lock:
+            server.description = description
+            well = description is not None and not description.draining and self._holds_model(server)
+            if not well:
+                server.breaker.open(self._clock())
+            server.breaker.probed(self._clock(), well)
+        return error
+
+    def _probe_others(self) -> None:
+        now = self._clock()
+        for server in self._servers:
+            if server.breaker.take_probe(now):
+                self._threads.submit(self._look_at, server, _PROBE_S)
+
+    def _holds_model(self, server: _Server) -> bool:
+        return server.description is not None and server.description.spec.fingerprint == self._fingerprint
+
+    def _usable(self, server: _Server) -> bool:
+        shed = self._clock() < server.passed_over_until
+        return server.breaker.closed and self._holds_model(server) and not shed
+
+    def _best(self) -> _Server:
+        """The first that can be used; else the first that holds the model, the one in use before others; else any."""
+        order = [self._current, *(server for server in self._servers if server is not self._current)]
+        for wanted in (self._usable, self._holds_model, lambda server: server.description is not None):
+            if (found := next(filter(wanted, self._servers if wanted == self._usable else order), None)) is not None:
+                return found
+        return self._current
+
+    def _spare(self, first: _Server) -> _Server | None:
+        return next((server for server in self._servers if server is not first and self._usable(server)), None)
