@@ -110,7 +110,8 @@ def _arrow(begin: State, end: State, number: int) -> str:
     to_x, to_y = _edge(x2 + shift_x, y2 + shift_y, -ux, -uy)
     text_x, text_y = from_x + (to_x - from_x) * 0.3 + shift_x, from_y + (to_y - from_y) * 0.3 + shift_y + 4
     return (
-        f'<line x1="{from_x:.0f}" y1="{from_y:.0f}" x2="{to_x:.0f}" y2="{to_y:.0f}" stroke="#444" marker-end="url(#tip)"/>'
+        f'<line x1="{from_x:.0f}" y1="{from_y:.0f}" x2="{to_x:.0f}" y2="{to_y:.0f}" '
+        f'stroke="#444" marker-end="url(#tip)"/>'
         f'<text x="{text_x:.0f}" y="{text_y:.0f}" text-anchor="middle" font-size="12" fill="#06c">{number}</text>'
     )
 
