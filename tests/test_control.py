@@ -14,6 +14,7 @@ from splitvla_edge.fallback import Chunk, Command, FallbackSettings, Hint, Miss,
 from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.record import StepRecord
 from splitvla_edge.robots.base import ActionSpace, Kind, RobotState
+from splitvla_edge.robots.shadow import ShadowRobot
 from splitvla_shared.errors import RobotError
 
 DT = 0.1
@@ -222,3 +223,16 @@ def test_the_control_process_loads_no_model_codec_network_or_drawing() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.strip() == "[]"
+
+
+def test_in_shadow_the_robot_is_read_and_never_commanded() -> None:
+    rig = Rig()
+    rig.robot.state = RobotState(estop=True)
+    shadow = ShadowRobot(rig.robot)
+    loop = ControlLoop(rig.machine, shadow, rig.peer, rig.records.append, clock=lambda: rig.now, sleep=rig.sleep)
+    rig.peer.inbox = [*rig.frame(), rig.chunk(1)]
+    assert loop.tick(rig.now).state is State.SAFE_STOP
+    loop.requests.stop = True
+    loop.run()
+    assert rig.robot.calls == ["read_state"]
+    assert rig.records[0].state == "SAFE_STOP"

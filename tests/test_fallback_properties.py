@@ -161,7 +161,7 @@ class Histories(RuleBasedStateMachine):
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(
     max_examples=HISTORIES,
-    stateful_step_count=8,
+    stateful_step_count=7,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     database=None,

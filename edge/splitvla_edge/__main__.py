@@ -30,6 +30,7 @@ _RUN_OPTIONS = {
     "encoder": "encoder",
     "provider": "provider",
     "hedge_ms": "hedge_ms",
+    "mode": "mode",
     "image_pipeline": "image_pipeline",
     "camera_transform": "camera_transform",
     "action_transform": "action_transform",
@@ -61,6 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     watch = commands.add_parser("watch", help="show a run live, from its folder")
     watch.add_argument("run_dir", type=Path)
     watch.set_defaults(command=_watch)
+    log = commands.add_parser("replay-log", help="run the machine again on a black box, and compare its commands")
+    log.add_argument("file", type=Path, help="black-box-N.bin in the folder of a run that ended in SAFE_STOP")
+    log.set_defaults(command=_replay_log)
     perceive = commands.add_parser("perceive")  # the daemon's own second process; not listed in the help
     perceive.add_argument("--fd", type=int, required=True)
     perceive.set_defaults(command=_perceive)
@@ -98,6 +102,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server", metavar="HOST:PORT", help="or several, with commas between: the first is preferred")
     parser.add_argument("--hedge-ms", type=float, metavar="MS", help="ask a second server after this long (never)")
     parser.add_argument("--robot", metavar="NAME", help="replay or camera")
+    parser.add_argument("--mode", metavar="NAME", help="normal, or shadow: decide and log only (normal)")
     parser.add_argument("--instruction")
     _add_model(parser)
     parser.add_argument("--control-hz", type=float, metavar="HZ", help="ticks a second (5)")
@@ -199,6 +204,12 @@ def _watch(arguments: argparse.Namespace) -> int:
     wait_for_run(arguments.run_dir)
     watch(arguments.run_dir)
     return 0
+
+
+def _replay_log(arguments: argparse.Namespace) -> int:
+    from splitvla_edge.black_box import print_replay
+
+    return print_replay(arguments.file, sys.stdout)
 
 
 def _perceive(arguments: argparse.Namespace) -> int:

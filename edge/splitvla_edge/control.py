@@ -35,6 +35,14 @@ class Peer(Protocol):
     def send(self, message: Message) -> None: ...
 
 
+class Recorder(Protocol):
+    """The black box as the control loop sees it. No call waits or raises."""
+
+    def before(self, now: float) -> None: ...
+
+    def after(self, now: float, inputs: TickInputs, command: Command) -> None: ...
+
+
 @dataclass(slots=True)
 class Requests:
     """What signal handlers ask of the loop: plain flags, because a handler must not take a lock."""
@@ -53,6 +61,7 @@ class ControlLoop:
         peer: Peer,
         emit: Callable[[StepRecord], None],
         *,
+        recorder: Recorder | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -60,7 +69,7 @@ class ControlLoop:
         self.exhausted = False
         self.frames_seen = 0
         self._machine, self._robot, self._peer, self._emit = machine, robot, peer, emit
-        self._clock, self._sleep = clock, sleep
+        self._recorder, self._clock, self._sleep = recorder, clock, sleep
         self._started = clock()
         self._generation = -1
         self._ready: Ready | None = None
@@ -94,9 +103,14 @@ class ControlLoop:
         """One tick, in the order that the first lines of this file give."""
         replies = self._receive()
         state = self._read_robot()
-        command = self._machine.tick(now, self._inputs(replies, state, lateness_s))
+        inputs = self._inputs(replies, state, lateness_s)
+        if self._recorder is not None:
+            self._recorder.before(now)
+        command = self._machine.tick(now, inputs)
         self._apply(command)
         self._peer.send(self._machine.hint())
+        if self._recorder is not None:
+            self._recorder.after(now, inputs, command)
         self._emit(self._record(now, command, replies, lateness_s))
         return command
 
@@ -175,6 +189,8 @@ class ControlLoop:
             detail=self._contract or self._read_fault or self._apply_fault or ("" if miss is None else miss.text),
             lateness_ms=lateness_s * 1e3,
             perception_up=self._peer.up,
+            rung=self._machine.chooser.rung,
+            horizon_ms=self._machine.horizon_s(now) * 1e3,
         )
 
     def _stop_robot(self) -> None:

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
+from splitvla_edge.black_box import BlackBox
 from splitvla_edge.control import ControlLoop, Requests
-from splitvla_edge.fallback import FallbackSettings, State
+from splitvla_edge.fallback import FallbackSettings, Mode, State
 from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.notices import Notices
 from splitvla_edge.perception import PerceptionSettings
@@ -23,6 +24,7 @@ from splitvla_edge.robots import open_robot
 from splitvla_edge.robots.base import Robot
 from splitvla_edge.robots.camera import CameraSettings
 from splitvla_edge.robots.replay import ReplaySettings
+from splitvla_edge.robots.shadow import ShadowRobot
 from splitvla_edge.supervisor import Supervisor, start_perception
 from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import ConfigError, RobotError
@@ -39,7 +41,7 @@ class RunSettings:
     execute actions of which tokens had to be clipped. threads: of the encoder, none = all physical cores.
     encoder: fp32, or fp16 or int8 where the bundle has them. provider: auto, tensorrt, cuda or cpu.
     server: HOST:PORT, or several with commas between them, the preferred one first. hedge_ms: when a call without an
-    answer is sent to the next server as well, none = never.
+    answer is sent to the next server as well, none = never. mode: shadow decides and logs, and sends the robot nothing.
     image_pipeline: none = the bundle's own. Names of pipelines and transforms: docs/images-and-actions.md.
     """
 
@@ -63,6 +65,7 @@ class RunSettings:
     tls_ca: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    mode: Literal["normal", "shadow"] = "normal"
     fallback: FallbackSettings = field(default_factory=FallbackSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     camera: CameraSettings = field(default_factory=CameraSettings)
@@ -109,7 +112,7 @@ def run(settings: RunSettings) -> int:
     state, fatal = State.INIT, None
     try:
         write_run(run_dir, about)
-        state, fatal = _control(settings, robot, log)
+        state, fatal = _control(settings, robot, log, run_dir)
     finally:
         robot.close()
         log.close()
@@ -120,12 +123,16 @@ def run(settings: RunSettings) -> int:
     return RobotError.exit_code if state is State.SAFE_STOP else 0
 
 
-def _control(settings: RunSettings, robot: Robot, log: LineWriter) -> tuple[State, int | None]:
-    dt_s = 1.0 / settings.control_hz
-    machine = FallbackMachine(settings.fallback, robot.action_space, dt_s, accept_clipped=settings.accept_clipped)
+def _control(settings: RunSettings, robot: Robot, log: LineWriter, run_dir: Path) -> tuple[State, int | None]:
+    dt_s, mode = 1.0 / settings.control_hz, Mode(settings.mode)
+    machine = FallbackMachine(
+        settings.fallback, robot.action_space, dt_s, accept_clipped=settings.accept_clipped, mode=mode
+    )
+    box = BlackBox(machine, run_dir, accept_clipped=settings.accept_clipped)
+    driven = ShadowRobot(robot) if mode is Mode.SHADOW else robot
     supervisor = Supervisor(lambda fd: start_perception(settings.perception(loop.frames_seen).to_json(), fd))
     notices = Notices(sys.stderr)
-    loop = ControlLoop(machine, robot, supervisor, _emitter(log, notices))
+    loop = ControlLoop(machine, driven, supervisor, _emitter(log, notices), recorder=box)
 
     def give_up() -> None:
         loop.requests.stop = True
@@ -138,6 +145,7 @@ def _control(settings: RunSettings, robot: Robot, log: LineWriter) -> tuple[Stat
     finally:
         supervisor.end()
         notices.close()
+        box.close()
 
 
 def _emitter(log: LineWriter, notices: Notices) -> Callable[[StepRecord], None]:

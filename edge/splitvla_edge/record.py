@@ -29,6 +29,7 @@ class StepRecord:
     t: seconds since the run began. sequence, age_ms: of the action that was executed, None when none was. stages,
     wire_bytes, clipped (tokens outside the action bins): of the newest answer that arrived on this tick. miss, detail:
     the newest miss of this tick, and in words what is wrong. lateness_ms: the tick's start less its schedule.
+    rung: payload of the next call, 0 is the best. horizon_ms: for how long the actions at hand last.
     """
 
     tick: int
@@ -47,6 +48,8 @@ class StepRecord:
     detail: str = ""
     lateness_ms: float = 0.0
     perception_up: bool = True
+    rung: int = 0
+    horizon_ms: float = 0.0
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), separators=(",", ":"))

@@ -19,7 +19,16 @@ from rich.text import Text
 from splitvla_edge.record import RUN_FILE, STEPS_FILE, StepRecord, StepTail, run_has_ended
 from splitvla_shared.nouns import StageTimes
 
-_COLOURS = {"INIT": "blue", "NOMINAL": "green", "WAIT": "cyan", "HOLD": "yellow", "SAFE_STOP": "red"}
+_COLOURS = {
+    "INIT": "blue",
+    "NOMINAL": "green",
+    "DEGRADED": "bright_yellow",
+    "COAST": "bright_cyan",
+    "WAIT": "cyan",
+    "HOLD": "yellow",
+    "LOCAL": "magenta",
+    "SAFE_STOP": "red",
+}
 _BAND = 60
 _RATE_WINDOW_S = 5.0
 _WAIT_S = 0.1
@@ -78,7 +87,8 @@ class View:
         for name, value in (
             ("state", Text(f"{last.state}: {last.cause}", style=_COLOURS.get(last.state, "white"))),
             ("actions", Text(f"{self.rate_hz():.1f} /s, {_age(last)}")),
-            ("sent", Text(f"{self.wire_bytes:,} B a frame")),
+            ("horizon", Text(f"{last.horizon_ms:.0f} ms of actions left")),
+            ("sent", Text(f"{self.wire_bytes:,} B a frame, payload rung {last.rung}")),
             ("misses", Text(", ".join(f"{n} {name}" for name, n in self.misses.most_common()) or "none")),
             ("command", Text(" ".join(f"{value:+.4f}" for value in last.command))),
             ("perception", Text("up" if last.perception_up else "down")),

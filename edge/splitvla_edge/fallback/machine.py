@@ -109,7 +109,7 @@ class FallbackMachine:
         chunk, account = self.account.chunk, self.account
         if chunk is None or not account.has_action():
             return 0.0
-        return min(self._actions_left(now) * self.dt_s, chunk.captured_at + self.max_age_s() - now)
+        return max(0.0, min(self._actions_left(now) * self.dt_s, chunk.captured_at + self.max_age_s() - now))
 
     def cleared(self, now: float) -> bool:
         """Whether what may have caused the hold has been gone for as long as it must."""

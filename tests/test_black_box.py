@@ -1,0 +1,103 @@
+"""The black box: bounded, written on a stop, and the machine does the same again on what it holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from benchmarks.fallback_known import alternating
+from benchmarks.fallback_sim import SPACE, Link, Moment, Way, simulate
+from splitvla_edge.__main__ import main
+from splitvla_edge.black_box import BlackBox, replay
+from splitvla_edge.fallback import Command, FallbackSettings, State, TickInputs
+from splitvla_edge.fallback.machine import FallbackMachine
+from splitvla_shared.errors import ConfigError
+
+
+class Recorder(FallbackMachine):
+    """A machine that keeps a black box of its ticks, as the control loop does; stops by e-stop at `stop_at`."""
+
+    folder = Path()
+    stop_at = 0.0
+
+    def tick(self, now: float, inputs: TickInputs) -> Command:
+        if not hasattr(self, "box"):
+            self.machine = FallbackMachine(self.settings, self.space, self.dt_s)
+            self.box = BlackBox(self.machine, self.folder)
+        self.box.before(now)
+        inputs = dataclasses.replace(inputs, estop=now >= self.stop_at)
+        command = self.machine.tick(now, inputs)
+        self.hint = self.machine.hint  # type: ignore[method-assign]
+        self.box.after(now, inputs, command)
+        if command.state is State.SAFE_STOP:
+            self.box.close()
+        return command
+
+
+def record(monkeypatch: pytest.MonkeyPatch, folder: Path, link: Link, seconds: float, **options: int) -> list[Moment]:
+    monkeypatch.setattr(Recorder, "folder", folder)
+    monkeypatch.setattr(Recorder, "stop_at", seconds - 1.0)
+    monkeypatch.setattr("benchmarks.fallback_sim.FallbackMachine", Recorder)
+    return simulate(link, seconds, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("chunk_length", [1, 8])
+def test_the_machine_gives_the_same_commands_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chunk_length: int
+) -> None:
+    moments = record(monkeypatch, tmp_path, alternating(100.0, 2.0), 20.0, chunk_length=chunk_length)
+    assert moments[-1].command.state is State.SAFE_STOP
+    replayed = list(replay(tmp_path / "black-box-1.bin"))
+    assert replayed[-1].again.state is State.SAFE_STOP
+    assert len(replayed) == sum(moment.now < 19.05 for moment in moments)
+    assert all(each.same for each in replayed)
+    assert {State.HOLD, State.SAFE_STOP} < {each.again.state for each in replayed}
+
+
+def test_a_long_run_leaves_two_to_three_minutes_that_need_no_beginning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    record(monkeypatch, tmp_path, alternating(100.0, 20.0), 270.0, chunk_length=8)
+    replayed = list(replay(tmp_path / "black-box-1.bin"))
+    assert 120.0 <= replayed[-1].now - replayed[0].now <= 181.0
+    assert all(each.same for each in replayed)
+
+
+def test_another_machine_is_found_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    record(monkeypatch, tmp_path, lambda t, size: Way(20.0), 5.0)
+    path = tmp_path / "black-box-1.bin"
+    path.write_bytes(path.read_bytes().replace(b'"max_age_ms": 300.0', b'"max_age_ms": 90.00'))
+    assert not all(each.same for each in replay(path))
+
+
+@pytest.mark.parametrize("cut", [4, 12, 300, -7])
+def test_a_file_that_is_not_whole_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cut: int) -> None:
+    record(monkeypatch, tmp_path, lambda t, size: Way(20.0), 3.0)
+    path = tmp_path / "black-box-1.bin"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ConfigError):
+        list(replay(path))
+    with pytest.raises(ConfigError):
+        list(replay(tmp_path / "none.bin"))
+
+
+def test_a_folder_that_refuses_the_file_costs_the_file_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = FallbackMachine(FallbackSettings(), SPACE, 0.05)
+    box = BlackBox(machine, tmp_path / "missing")
+    box.before(1.0)
+    inputs = TickInputs(estop=True)
+    box.after(1.0, inputs, machine.tick(1.0, inputs))
+    box.close()
+    assert "no black box" in capsys.readouterr().err
+
+
+def test_the_command_line_tells_the_story_and_that_nothing_differs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(monkeypatch, tmp_path, lambda t, size: Way(20.0), 3.0)
+    assert main(["replay-log", str(tmp_path / "black-box-1.bin")]) == 0
+    told = capsys.readouterr().out
+    assert "SAFE_STOP e-stop pressed" in told
+    assert "0 commands differ" in told
