@@ -137,9 +137,10 @@ def simulate(
     local: bool = False,
     mode: Mode = Mode.NORMAL,
     seed: int = 0,
+    machine: type[FallbackMachine] = FallbackMachine,
 ) -> list[Moment]:
     """Every tick of so many seconds. local: a licensed local policy answers on every frame; the robot is still."""
-    machine = FallbackMachine(settings or FallbackSettings(), SPACE, dt_s, mode=mode, seed=seed)
+    ticked = machine(settings or FallbackSettings(), SPACE, dt_s, mode=mode, seed=seed)
     perception = Perception(link, chunk_length, fps, encode_ms, ladder)
     hint: Hint | None = None
     calm = TickInputs(ready=Ready(SPACE.dims, chunk_length, "f" * 16, ladder), position=(0.0,) * SPACE.dims)
@@ -153,8 +154,8 @@ def simulate(
             frame_at=frame / fps,
             local=LocalChunk(frame + 1, frame / fps, (ACTION,), 1.0, 100) if local else None,
         )
-        command = machine.tick(now, inputs)
-        hint = machine.hint()
+        command = ticked.tick(now, inputs)
+        hint = ticked.hint()
         moments.append(Moment(now, command, hint))
     return moments
 
