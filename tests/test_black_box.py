@@ -39,8 +39,7 @@ class Recorder(FallbackMachine):
 def record(monkeypatch: pytest.MonkeyPatch, folder: Path, link: Link, seconds: float, **options: int) -> list[Moment]:
     monkeypatch.setattr(Recorder, "folder", folder)
     monkeypatch.setattr(Recorder, "stop_at", seconds - 1.0)
-    monkeypatch.setattr("benchmarks.fallback_sim.FallbackMachine", Recorder)
-    return simulate(link, seconds, **options)  # type: ignore[arg-type]
+    return simulate(link, seconds, machine=Recorder, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("chunk_length", [1, 8])
