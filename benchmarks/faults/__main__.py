@@ -1,0 +1,185 @@
+"""python -m benchmarks.faults: every fault on real processes, one table."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.faults.catalogue import FAULTS, Expect, Fault
+from benchmarks.faults.driver import Received
+from benchmarks.faults.measure import STILL, Account, Injection, Outcome, account, outcome
+from benchmarks.faults.rig import PERIOD_S, Rig, rigged
+from benchmarks.faults.wall_clock import NoCompiler
+from benchmarks.processes import ProcessLost
+from benchmarks.tiny_checkpoint import write_tiny_checkpoint
+from splitvla_cloud.split import split
+from splitvla_edge.fallback import FallbackSettings
+
+_STEADY_S = 1.0  # of motion before a fault is done
+_STEADY_TICKS = 10
+_SHOWS_S = 0.6
+_ENDS_S = 0.5  # looked at after a fault that ends the run
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One fault's injections, the account of the whole run, and when the driver's own watchdog stopped the robot."""
+
+    fault: Fault
+    outcomes: tuple[Outcome, ...]
+    account: Account
+    watchdog_ms: float | None
+    verdict: str
+
+
+def run_fault(fault: Fault, bundles: Path, other: Path, folder: Path, times: int, seed: int) -> Result:
+    """Do one fault so many times to one rig. Raises ProcessLost when the rig does not come up."""
+    draw = random.Random(seed)
+    injections = []
+    with rigged(bundles, other, folder, fault.setup, seed) as rig:
+        for _ in range(fault.times or times):
+            time.sleep(_STEADY_S + draw.random() * 0.5)
+            injections.append(_inject(rig, fault))
+        received = list(rig.commands())
+        stops = list(rig.driver.watchdog_stops)
+    outcomes = tuple(outcome(received, injection) for injection in injections)
+    settings = FallbackSettings()
+    counted = account(received, rig.records(), settings.max_age_s(PERIOD_S, 1) * 1e3)
+    watchdog_ms = (stops[0] - injections[0].started_at) * 1e3 if stops and fault.expect is Expect.DEAD else None
+    return Result(fault, outcomes, counted, watchdog_ms, _verdict(fault, outcomes, counted, watchdog_ms))
+
+
+def _inject(rig: Rig, fault: Fault) -> Injection:
+    """Do it, undo it, and watch until the robot has moved again, or for as long as it may take."""
+    started = time.monotonic()
+    fault.do(rig)
+    time.sleep(max(0.0, fault.lasts_s - (time.monotonic() - started)))
+    fault.undo(rig)
+    if fault.expect is Expect.LATCH:
+        rig.daemon.send_signal(signal.SIGUSR1)
+    ended = time.monotonic()
+    if fault.expect in (Expect.DEAD, Expect.STOP):
+        time.sleep(_ENDS_S if fault.expect is Expect.DEAD else fault.settle_s)
+        if fault.expect is Expect.STOP:
+            rig.daemon.send_signal(signal.SIGUSR1)  # no reset may help
+            time.sleep(_ENDS_S * 2)
+    else:
+        _wait_until_it_moves(rig, fault)
+    return Injection(started, ended, time.monotonic())
+
+
+def _wait_until_it_moves(rig: Rig, fault: Fault) -> None:
+    """Until it has not held for some ticks in a row; a fault without length is given time to show first."""
+    time.sleep(_SHOWS_S if fault.lasts_s == 0 else 0.0)
+    steady = 0
+
+    def count(each: Received) -> bool:
+        nonlocal steady
+        steady = 0 if each.state in STILL else steady + 1
+        return steady >= _STEADY_TICKS
+
+    rig.wait_for(count, fault.settle_s)
+
+
+def _verdict(fault: Fault, outcomes: Sequence[Outcome], counted: Account, watchdog_ms: float | None) -> str:
+    """ "as expected", or what was not."""
+    wrong = list(counted.violations[:2])
+    for each in outcomes:
+        held, moves = each.hold_ms is not None, each.resume_ticks is not None
+        if fault.expect in (Expect.HOLD, Expect.LATCH, Expect.STOP) and not held:
+            wrong.append("never held")
+        if fault.expect in (Expect.RIDE, Expect.HOLD, Expect.LATCH) and not moves:
+            wrong.append("never moved again")
+        if fault.expect is Expect.STOP and moves:
+            wrong.append("moved again")
+        if (fault.expect in (Expect.LATCH, Expect.STOP)) != each.latched and fault.expect is not Expect.DEAD:
+            wrong.append("SAFE_STOP" if each.latched else "no SAFE_STOP")
+    if fault.expect is Expect.DEAD and watchdog_ms is None:
+        wrong.append("the watchdog did not stop it")
+    return "; ".join(dict.fromkeys(wrong)) or fault.expect.value
+
+
+def rows(result: Result) -> tuple[str, ...]:
+    """One row of the table."""
+    fault, counted = result.fault, result.account
+    holds = [each.hold_ms for each in result.outcomes if each.hold_ms is not None]
+    resumes = [float(each.resume_ticks) for each in result.outcomes if each.resume_ticks and each.hold_ms is not None]
+    if result.watchdog_ms is not None:
+        holds = [result.watchdog_ms]
+    return (
+        fault.name,
+        str(len(result.outcomes)),
+        str(len(holds)),
+        _spread(holds),
+        _spread(resumes),
+        f"{counted.commands:,}",
+        f"{counted.oldest_ms:.0f}",
+        f"{counted.lateness_p99_ms:.1f} / {counted.lateness_max_ms:.0f}",
+        result.verdict,
+    )
+
+
+HEADER = (
+    "fault", "n", "held", "until HOLD ms: p50 / p95 / max", "ticks to motion after its end: p50 / p95 / max",
+    "commands", "oldest action ms", "lateness ms: p99 / max", "the robot",
+)  # fmt: skip
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    ordered = sorted(values)
+    p95 = ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
+    return f"{statistics.median(ordered):.0f} / {p95:.0f} / {ordered[-1]:.0f}"
+
+
+def results(faults: Sequence[Fault], times: int, seed: int, folder: Path) -> Iterator[Result]:
+    """Run each fault on a rig of its own; what can't be run is said on standard error and left out."""
+    for name, chosen in (("model", seed), ("other", seed + 1)):
+        write_tiny_checkpoint(folder / f"checkpoint-{name}", seed=chosen)
+        split(folder / f"checkpoint-{name}", folder / f"bundles-{name}")
+    for number, fault in enumerate(faults):
+        result = _run_or_say(fault, folder, folder / f"run-{number}", times, seed + number)
+        if result is not None:
+            yield result
+
+
+def _run_or_say(fault: Fault, folder: Path, where: Path, times: int, seed: int) -> Result | None:
+    try:
+        return run_fault(fault, folder / "bundles-model", folder / "bundles-other", where, times, seed)
+    except (ProcessLost, NoCompiler) as error:
+        print(f"{fault.name}: {error}", file=sys.stderr)
+        return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=3, help="how often each fault is done (3)")
+    parser.add_argument("--only", metavar="TEXT", action="append", default=[], help="faults whose name holds this")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep logs here")
+    arguments = parser.parse_args()
+    chosen = [fault for fault in FAULTS if not arguments.only or any(text in fault.name for text in arguments.only)]
+    with tempfile.TemporaryDirectory() as scratch:
+        done = []
+        for result in results(chosen, arguments.times, arguments.seed, arguments.keep or Path(scratch)):
+            done.append(result)
+            print("| " + " | ".join(rows(result)) + " |", file=sys.stderr, flush=True)
+    command = f"python -m benchmarks.faults --times {arguments.times} --seed {arguments.seed}"
+    title = f"Faults on real processes, one action a reply, ticks of {PERIOD_S * 1e3:.0f} ms"
+    print(report.heading(title, command, packages=("grpcio", "onnxruntime"), seed=arguments.seed, n=len(done)))
+    print(report.table(HEADER, map(rows, done)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
