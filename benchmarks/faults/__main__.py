@@ -168,6 +168,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep logs here")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an end that ends the processes too
     chosen = [fault for fault in FAULTS if not arguments.only or any(text in fault.name for text in arguments.only)]
     with tempfile.TemporaryDirectory() as scratch:
         done = []
