@@ -38,17 +38,23 @@ def record(tick: int, age_ms: float | None = None, lateness_ms: float = 0.0) -> 
 @pytest.mark.parametrize(
     ("states", "expected"),
     [
-        ("NNNNNNNNNN", Outcome(None, 0, False, 450.0)),
-        ("NNWWHHHHNN", Outcome(200.0, 4, False, 50.0)),  # the fault ends at 250 ms: H H H, then motion
-        ("NNWWHHHHHH", Outcome(200.0, None, False, 50.0)),
-        ("NHHHSSSSSS", Outcome(50.0, None, True, 0.0)),
-        ("NHNNNNHHNN", Outcome(50.0, 1, False, 0.0)),  # the first hold counts
-        ("NNNNNNNHHN", Outcome(350.0, 5, False, 300.0)),  # a hold that comes after the fault's end
+        ("NNNNNNNNNN", Outcome(None, 0, False)),
+        ("NNWWHHHHNN", Outcome(200.0, 4, False)),  # the fault ends at 250 ms: H H H, then motion
+        ("NNWWHHHHHH", Outcome(200.0, None, False)),
+        ("NHHHSSSSSS", Outcome(50.0, None, True)),
+        ("NHNNNNHHNN", Outcome(50.0, 1, False)),  # the first hold counts
+        ("NNNNNNNHHN", Outcome(350.0, 5, False)),  # a hold that comes after the fault's end
     ],
 )
 def test_an_injection_is_read_off_the_commands(states: str, expected: Outcome) -> None:
     found = outcome(commands(states), Injection(0.0, 0.25, 1.0))
     assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(expected))
+
+
+def test_a_robot_that_its_watchdog_stopped_stands() -> None:
+    found = outcome(commands("NNN"), Injection(0.05, 0.05, 1.0), [0.35])
+    assert found.hold_ms == pytest.approx(300.0)
+    assert (found.resume_ticks, found.latched) == (None, False)
 
 
 def test_commands_before_and_after_the_injection_do_not_count() -> None:

@@ -27,8 +27,10 @@ _HOGS = 4
 
 
 class Expect(enum.Enum):
-    """RIDE: it may hold, and moves again. HOLD: it holds, and moves again. LATCH: it ends in SAFE_STOP, and moves again
-    after the operator's reset. STOP: it ends in SAFE_STOP, and no reset helps. DEAD: no command comes any more.
+    """What the robot must do.
+
+    RIDE: it may hold or stop, and moves again. HOLD: it holds, and moves again. LATCH: it ends in SAFE_STOP, and moves
+    again after the operator's reset. STOP: it ends in SAFE_STOP, and no reset helps. DEAD: no command comes any more.
     """
 
     RIDE = "moves"

@@ -27,14 +27,13 @@ class Outcome:
     """What one injection did.
 
     hold_ms: from the fault to the first command of a state without motion, None when it was ridden out. resume_ticks:
-    commands from the fault's end up to and with the first motion after the hold, None when none came. last_motion_ms:
-    from the fault to the last motion before the hold, 0 without one. latched: SAFE_STOP came.
+    commands from the fault's end up to and with the first motion after the hold, None when none came. latched:
+    SAFE_STOP came.
     """
 
     hold_ms: float | None
     resume_ticks: int | None
     latched: bool
-    last_motion_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,23 +48,18 @@ class Account:
     violations: tuple[str, ...]
 
 
-def outcome(received: Sequence[Received], injection: Injection) -> Outcome:
-    """What one injection did to the robot."""
+def outcome(received: Sequence[Received], injection: Injection, watchdog_stops: Sequence[float] = ()) -> Outcome:
+    """What one injection did to the robot, which also stands when its own watchdog has stopped it."""
     during = [each for each in received if injection.started_at <= each.at <= injection.until_at]
-    hold = next((each for each in during if each.state in STILL), None)
-    moved_until = max(
-        (each.at for each in during if each.motion and (hold is None or each.at < hold.at)),
-        default=injection.started_at,
-    )
-    if hold is None:
-        return Outcome(None, 0, False, (moved_until - injection.started_at) * 1e3)
+    stops = [at for at in watchdog_stops if injection.started_at <= at <= injection.until_at]
+    held_at = min([each.at for each in during if each.state in STILL][:1] + stops[:1], default=None)
+    if held_at is None:
+        return Outcome(None, 0, False)
     after = [each for each in during if each.at >= injection.ended_at]
-    resumed = next((count for count, each in enumerate(after, 1) if each.motion and each.at > hold.at), None)
     return Outcome(
-        hold_ms=(hold.at - injection.started_at) * 1e3,
-        resume_ticks=resumed,
+        hold_ms=(held_at - injection.started_at) * 1e3,
+        resume_ticks=next((count for count, each in enumerate(after, 1) if each.motion and each.at > held_at), None),
         latched=any(each.state == "SAFE_STOP" for each in during),
-        last_motion_ms=(moved_until - injection.started_at) * 1e3,
     )
 
 
