@@ -50,7 +50,7 @@ class Fault:
     lasts_s: float
     expect: Expect
     setup: Setup = REAL
-    settle_s: float = 5.0
+    settle_s: float = 10.0
     times: int | None = None  # None: as often as the runner says; 1 for what can be done once
 
 
