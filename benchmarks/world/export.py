@@ -73,6 +73,7 @@ def export(run: Path, out: Path, sizes: Sizes = SIZES) -> None:
     write_configuration(out, sizes, "fused", action_statistics())
     write_words(out, sizes)
     save_file(to_checkpoint(saved["smooth"], sizes), out / WEIGHTS, metadata={"format": "pt"})
+    (out / WEIGHTS).chmod(0o644)  # safetensors writes it for its owner alone
 
 
 def main() -> None:
