@@ -12,7 +12,7 @@ from benchmarks.checkpoint.weights import plan
 from benchmarks.world.actor import Actor, load_policy
 from benchmarks.world.batches import Frames, token_ids
 from benchmarks.world.camera import project
-from benchmarks.world.evaluate import wilson, wrong_colour_jobs
+from benchmarks.world.evaluate import wrong_colour_jobs
 from benchmarks.world.export import export, to_checkpoint
 from benchmarks.world.losses import action_loss, auxiliary_loss
 from benchmarks.world.model import SIZES, Policy
@@ -170,12 +170,6 @@ def test_a_point_in_the_middle_of_the_camera_is_in_the_middle_of_the_picture() -
     right = project(np.array([0.0, 0.8, 0.12]))
     assert right[0] > 120  # the arm reaches to the right
     assert right[1] == pytest.approx(112.0)
-
-
-def test_wilsons_interval_is_the_published_one() -> None:
-    low, high = wilson(8, 10)
-    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
-    assert wilson(0, 20)[0] == 0.0
 
 
 def test_a_wrong_colour_is_never_the_right_one() -> None:

@@ -8,13 +8,12 @@ Two checks that it sees and reads come with it: with a black picture, and reachi
 from __future__ import annotations
 
 import argparse
-import math
 from collections import Counter
 from pathlib import Path
 
 import torch
 
-from benchmarks.report import table
+from benchmarks.report import table, wilson
 from benchmarks.world.actor import Act, Actor
 from benchmarks.world.generate import FIRST_TEST_SEED
 from benchmarks.world.rollout import Job, black, run
@@ -23,15 +22,6 @@ from splitvla_edge.robots.metaworld.tasks import BALLS, TASKS
 from splitvla_edge.robots.metaworld.world import World
 
 _AT_ONCE = 8
-_Z95 = 1.959964
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson, 1927)."""
-    p, z2 = successes / n, _Z95**2
-    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def wrong_colour_jobs(episodes: int) -> list[Job]:
