@@ -1,4 +1,4 @@
-"""Is this run slower than an earlier one? By more than the noise of both, and after the machine's own speed is taken out.
+"""Is this run slower than an earlier one, by more than the noise of both, with the machine's own speed taken out?
 
 A shared machine is half as fast today as yesterday. Every run therefore times a yardstick, arithmetic and copying that
 no change of this project can touch, and what is compared are times in units of it.

@@ -17,7 +17,7 @@ import requests
 from fastapi import FastAPI, Request, Response
 
 from benchmarks.latency.pictures import Prepare, from_jpeg
-from benchmarks.latency.ways import DEADLINE_S, Answered
+from benchmarks.latency.ways import DEADLINE_S, Answered, Family
 from benchmarks.latency.whole import Whole
 from splitvla_shared.errors import ServerFault, Unreachable
 from splitvla_shared.nouns import Image
@@ -60,11 +60,9 @@ def build_app(whole: Whole) -> FastAPI:
 class RestWay:
     """A user's client: one connection that is kept, which is quicker than the `requests.post` of the README."""
 
-    model_on = "server"
-
-    def __init__(self, name: str, address: str, prepare: Prepare, *, exact: bool) -> None:
+    def __init__(self, name: str, address: str, prepare: Prepare, family: Family) -> None:
         """Raises Unreachable when nothing answers there."""
-        self.name, self.exact = name, exact
+        self.name, self.family = name, family
         self._url, self._prepare = f"http://{address}/act", prepare
         self._session = requests.Session()
         self._session.trust_env = False  # a proxy that is set for downloads must not get between robot and server

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.latency.ways import Answered, SplitWay, Way
+from benchmarks.latency.ways import Answered, Family, SplitWay, Way
 from benchmarks.processes import ModuleProcess, ProcessLost, ServerProcess
 from splitvla_edge.image_pipelines import build_pipeline
 from splitvla_edge.model import EdgeModel, read_edge_model
@@ -113,7 +113,7 @@ def open_ways(site: Site, via: Callable[[str], str] = lambda address: address) -
                 connect_timeout_s=20.0,
             )
         )
-        ways += [SplitWay(policy, rung, exact=rung.scheme is Scheme.F32) for rung in policy.rungs]
+        ways += [SplitWay(policy, rung) for rung in policy.rungs]
         for way in ways:
             stack.callback(way.close)
         yield ways
@@ -122,10 +122,10 @@ def open_ways(site: Site, via: Callable[[str], str] = lambda address: address) -
 class LocalWay:
     """The whole model in this process."""
 
-    model_on = "robot"
+    family = Family.LOCAL
 
-    def __init__(self, name: str, act: Callable[[Image, str], Answered], exact: bool) -> None:
-        self.name, self.exact, self.act = name, exact, act
+    def __init__(self, name: str, act: Callable[[Image, str], Answered]) -> None:
+        self.name, self.act = name, act
 
     def close(self) -> None:
         pass
@@ -154,7 +154,7 @@ def _local_ways(site: Site) -> Iterator[Way]:
             site.precision,
             threads=site.threads or 1,
         )
-        yield LocalWay(name, answer(open_whole(settings)), exact=True)
+        yield LocalWay(name, answer(open_whole(settings)))
 
 
 def _picture_ways(site: Site, model: EdgeModel, via: Callable[[str], str]) -> Iterator[Way]:
@@ -171,11 +171,11 @@ def _picture_ways(site: Site, model: EdgeModel, via: Callable[[str], str]) -> It
 
     if baselines.rest is not None:
         rest = via(baselines.rest)
-        yield RestWay("REST /act, whole frame", rest, lambda image: image, exact=True)
-        yield RestWay("REST /act, square", rest, square, exact=True)
-        yield RestWay("REST /act, JPEG", rest, jpeg, exact=False)
+        yield RestWay("REST /act, whole frame", rest, lambda image: image, Family.RAW)
+        yield RestWay("REST /act, square", rest, square, Family.RAW)
+        yield RestWay("REST /act, JPEG", rest, jpeg, Family.JPEG)
     if baselines.websocket is not None:
-        yield WebsocketWay("{client}, raw square", via(baselines.websocket), square, exact=True)
+        yield WebsocketWay("{client}, raw square", via(baselines.websocket), square, Family.RAW)
     if baselines.websocket_split_engine is not None:
         name = "{client}, JPEG, our engines"
-        yield WebsocketWay(name, via(baselines.websocket_split_engine), jpeg, exact=False)
+        yield WebsocketWay(name, via(baselines.websocket_split_engine), jpeg, Family.JPEG)

@@ -28,13 +28,11 @@ WAY: tuple[tuple[str, str], ...] = (
     ("detokenise", "detokenize_ms"),
 )
 _WARM_UP = 5
-TEXT = (
-    "`network` is the call's round trip less the server's own total, uplink and downlink and gRPC together: to tell one "
-    "from the other would take the difference of two machines' clocks. `capture` is reading one recorded frame; a live "
-    "camera adds its exposure and transfer. `control` is one tick of the control process with a fresh action in its "
-    "channel; the command also waits for that tick, half a control period on average. Framework is everything but "
-    "encode, network and backbone."
-)
+TEXT = """`network` is the call's round trip less the server's own total, uplink and downlink and gRPC together: to
+tell one from the other would take the difference of two machines' clocks. `capture` is reading one recorded frame; a
+live camera adds its exposure and transfer. `control` is one tick of the control process with a fresh action in its
+channel; the command also waits for that tick, half a control period on average. Framework is everything but encode,
+network and backbone."""
 
 
 def framework_ms(stages: StageTimes) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import enum
 import time
 from dataclasses import dataclass
 from typing import Protocol
 
 from splitvla_edge.policy import EdgePolicy
-from splitvla_shared.nouns import Image, Observation, StageTimes
+from splitvla_shared.nouns import Image, Observation, Scheme, StageTimes
 from splitvla_shared.rungs import Rung
 
 DEADLINE_S = 30.0  # nobody moves: a slow answer is a result, not a miss
@@ -17,8 +18,9 @@ DEADLINE_S = 30.0  # nobody moves: a slow answer is a result, not a miss
 class Answered:
     """One action and its price.
 
-    total_ms: from the frame to the action, on this machine's clock. robot_ms: of it before sending and after receiving.
-    server_ms: as the server reports it, 0 where nothing is sent. up_bytes, down_bytes: the bodies, without headers. stages: of the split only.
+    total_ms: from the frame to the action, on this machine's clock. robot_ms: what of it the robot computes.
+    server_ms: as the server reports it, 0 where nothing is sent. up_bytes, down_bytes: the bodies, without headers.
+    stages: of the split only.
     """
 
     tokens: tuple[int, ...]
@@ -36,12 +38,26 @@ class Answered:
         return max(0.0, self.total_ms - self.robot_ms - self.server_ms)
 
 
+class Family(enum.Enum):
+    """What crosses the link, which is what a team decides about."""
+
+    JPEG = "JPEG"
+    RAW = "raw picture"
+    SPLIT = "split, exact"
+    LOSSY = "split, lossy rung"
+    LOCAL = "on the robot"
+
+    @property
+    def exact(self) -> bool:
+        """Promises the reference's tokens in its precision; the others change pixels or round the embedding."""
+        return self in (Family.RAW, Family.SPLIT, Family.LOCAL)
+
+
 class Way(Protocol):
-    """name: for people. model_on: where the backbone runs. exact: promises the reference's tokens in its precision."""
+    """name: for people."""
 
     name: str
-    model_on: str
-    exact: bool
+    family: Family
 
     def act(self, image: Image, instruction: str) -> Answered:
         """uint8 RGB (height, width, 3), as the camera gives it, to one action. Raises SplitVLAError."""
@@ -52,10 +68,9 @@ class Way(Protocol):
 class SplitWay:
     """This project, at one rung of the payload ladder. Mutable state: the number of the next frame."""
 
-    model_on = "both"
-
-    def __init__(self, policy: EdgePolicy, rung: Rung, exact: bool) -> None:
-        self.name, self.exact, self.rung = f"split, {rung.name}", exact, rung
+    def __init__(self, policy: EdgePolicy, rung: Rung) -> None:
+        self.name, self.rung = f"split, {rung.name}", rung
+        self.family = Family.SPLIT if rung.scheme in _EXACT_SCHEMES else Family.LOSSY
         self._policy, self._step = policy, 0
 
     def act(self, image: Image, instruction: str) -> Answered:
@@ -79,5 +94,7 @@ class SplitWay:
         pass  # the policy is shared by all rungs, and its opener's
 
 
+# They carry the encoder's float32 as it is.
+_EXACT_SCHEMES = (Scheme.F32, Scheme.F32_ZSTD)
 # Sequence, seven token ids, five durations, load: as protobuf writes them.
 _REPLY_BYTES = 70

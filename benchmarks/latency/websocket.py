@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from benchmarks.latency.pictures import Prepare, from_jpeg
-from benchmarks.latency.ways import Answered
+from benchmarks.latency.ways import Answered, Family
 from benchmarks.latency.whole import Whole
 from splitvla_shared.errors import ServerFault, SplitVLAError, Unreachable
 from splitvla_shared.nouns import Image
@@ -30,8 +30,7 @@ from splitvla_shared.nouns import Image
 def pack_array(value: Any) -> Any:
     """An array as openpi_client.msgpack_numpy writes it."""
     if isinstance(value, np.ndarray):
-        fields = {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
-        return fields
+        return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
     return value
 
 
@@ -114,11 +113,9 @@ def open_client(host: str, port: int) -> tuple[_Client, str]:
 class WebsocketWay:
     """A robot that sends pictures over openpi's websocket."""
 
-    model_on = "server"
-
-    def __init__(self, name: str, address: str, prepare: Prepare, *, exact: bool) -> None:
+    def __init__(self, name: str, address: str, prepare: Prepare, family: Family) -> None:
         """Raises Unreachable when nothing answers there."""
-        self.exact, self._prepare, self._address = exact, prepare, address
+        self.family, self._prepare, self._address = family, prepare, address
         host, _, port = address.rpartition(":")
         try:
             self._client, kind = open_client(host, int(port))
