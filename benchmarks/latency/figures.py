@@ -72,7 +72,7 @@ def draw_regions(panels: Mapping[str, Sequence[Cost]], path: Path) -> None:
             (row[1], NO_PICTURES, "fastest where pictures stay on the robot"),
         ):
             _draw_map(axis, regions(costs, allowed))
-            axis.set_title(f"{title}: {what}", fontsize=10)
+            axis.set_title(f"{title}:\n{what}", fontsize=10)
         row[0].set_ylabel("round trip, ms")
     for axis in axes[-1]:
         axis.set_xlabel("uplink, Mbit/s")
@@ -107,9 +107,8 @@ def draw_scale(fleets: Sequence[Fleet], hz: float, path: Path, model: str) -> No
     counts = [len(fleet.robots) for fleet in fleets]
     summaries = [Summary.of(fleet.latencies_ms or [np.nan]) for fleet in fleets]
     for name, colour, style in (("p50", "#0072B2", "o-"), ("p99", "#D55E00", "s--")):
-        values = [getattr(summary, name) for summary in summaries]
-        times.plot(counts, values, style, color=colour)
-        times.annotate(name, (counts[-1], values[-1]), xytext=(6, 0), textcoords="offset points", color=colour)
+        times.plot(counts, [getattr(summary, name) for summary in summaries], style, color=colour, label=name)
+    times.legend(frameon=False)
     times.set_ylabel("ms a call")
     times.set_ylim(bottom=0)
     rates.plot(counts, [hz * count for count in counts], ":", color="black", label="asked")

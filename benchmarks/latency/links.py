@@ -68,7 +68,7 @@ class Driving:
 
     control_hz: float = 5.0
     max_age_s: float = 0.4
-    deadline_s: float = 1.0
+    deadline_s: float = 3.0
     duration_s: float = 20.0
 
 

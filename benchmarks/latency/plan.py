@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +14,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Step = Callable[[float], object]
+_FEWEST = 4  # frames that a percentile is still asked of
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """frames: a way. socket_frames: a way and link. scale_s: for each of scale_counts. soak_minutes: 0 for none."""
+    """frames: a way. socket_frames: a way and link. scale_s: for each of scale_counts. soak_minutes: 0 for none.
+
+    budget_s: for the frames of the ways and the sockets together.
+    """
 
     name: str
     frames: int
@@ -25,9 +31,16 @@ class Plan:
     scale_counts: tuple[int, ...]
     scale_s: float
     soak_minutes: float = 0.0
+    budget_s: float = math.inf
+
+    def fitted(self, round_s: float) -> Plan:
+        """Fewer frames where a round of all ways takes so long that the budget would not do."""
+        rounds = self.budget_s / 2 / round_s
+        frames = max(_FEWEST, int(min(self.frames, rounds)))
+        return dataclasses.replace(self, frames=frames, socket_frames=max(1, int(min(self.socket_frames, rounds / 8))))
 
 
-QUICK = Plan("quick", 10, 500, 2, (1, 4, 16), 3.0)
+QUICK = Plan("quick", 10, 500, 2, (1, 4, 16), 3.0, budget_s=60.0)
 FULL = Plan("full", 100, 5000, 10, (1, 2, 4, 8, 16), 20.0)
 
 

@@ -51,6 +51,7 @@ class Run:
         self._request, self._site, self._watch = request, site, watch
         self._source = open_source(request.frames)
         self._images = [self._source.read(index) for index in range(self._source.count)]
+        self._plan = request.plan
         self.measured: list[Measured] = []
 
     def run(self) -> None:
@@ -76,13 +77,14 @@ class Run:
             started = time.monotonic()
             measure(ways, self._images, request.instruction, 1)  # also opens connections and warms caches
             round_s = (time.monotonic() - started) / (1 + alternatives.WARM_UP_ROUNDS)
+            plan = self._plan = plan.fitted(round_s)
             self._watch.expect(self._expected_s(round_s))
             with self._watch.phase("every way, round by round", round_s * (plan.frames + 2)) as step:
                 self.measured = measure(ways, self._images, request.instruction, plan.frames, step)
         return round_s
 
     def _expected_s(self, round_s: float) -> float:
-        plan, wanted = self._request.plan, self._request.sections
+        plan, wanted = self._plan, self._request.sections
         seconds = round_s * (plan.frames + alternatives.WARM_UP_ROUNDS) + plan.soak_minutes * 60
         if "links" in wanted:
             seconds += self._sockets_s(round_s)
@@ -91,14 +93,14 @@ class Run:
         return seconds
 
     def _sockets_s(self, round_s: float) -> float:
-        rounds = self._request.plan.socket_frames + alternatives.WARM_UP_ROUNDS
+        rounds = self._plan.socket_frames + alternatives.WARM_UP_ROUNDS
         return 5.0 + len(link_tables.SOCKET_LINKS) * rounds * round_s * 1.3
 
     def _scale_s(self) -> float:
-        return 15.0 + sum(self._request.plan.scale_s + 3.0 + count for count in self._request.plan.scale_counts)
+        return 15.0 + sum(self._plan.scale_s + 3.0 + count for count in self._plan.scale_counts)
 
     def _stages(self) -> None:
-        plan = self._request.plan
+        plan = self._plan
         read = stages.capture_ms(self._source.read, self._source.count, max(plan.frames, 20))
         ends = stages.Ends(read, stages.control_ms(plan.control_ticks, control_hz=self._request.driving.control_hz))
         self.sections.append(stages.section(ends, _stage_times(self.measured)))
@@ -116,7 +118,7 @@ class Run:
         with self._watch.phase("sockets through the emulator", self._sockets_s(round_s)) as step:
             self.sections.append(
                 link_tables.sockets_section(
-                    self._site, _sent(measured), self._images, request.instruction, request.plan.socket_frames, step
+                    self._site, _sent(measured), self._images, request.instruction, self._plan.socket_frames, step
                 )
             )
         figures.draw_regions(self._panels(), request.out / "regions.png")
@@ -129,7 +131,7 @@ class Run:
         return panels
 
     def _scale(self) -> None:
-        plan, request = self._request.plan, self._request
+        plan, request = self._plan, self._request
         with fleet_site(self._site, self._images, request.instruction) as (job, pid, model, folder):
             fleets = []
             for count in plan.scale_counts:
@@ -141,7 +143,7 @@ class Run:
         figures.draw_scale(fleets, job.control_hz, request.out / "scale.png", model)
 
     def _soak(self) -> None:
-        minutes = self._request.plan.soak_minutes
+        minutes = self._plan.soak_minutes
         with (
             fleet_site(self._site, self._images, self._request.instruction) as (job, pid, model, folder),
             self._watch.phase(f"soak of {minutes:g} minutes", minutes * 60 + 5) as step,

@@ -89,7 +89,8 @@ class _OwnClient:
     """openpi_client's WebsocketClientPolicy, as far as it is used here."""
 
     def __init__(self, host: str, port: int) -> None:
-        self._ws: ClientConnection = connect(f"ws://{host}:{port}", compression=None, max_size=None, proxy=None)
+        connecting = connect(f"ws://{host}:{port}", compression=None, max_size=None, proxy=None)
+        self._ws: ClientConnection = connecting.__enter__()  # newer versions connect only here; a way lives for a run
         self._ws.recv()  # the server's metadata
 
     def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
