@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.latency.alternatives import Measured
 from benchmarks.latency.link_tables import control_section, grid_section, read_traces
-from benchmarks.latency.links import Driving, Link, arrives, drive, latency_ms
+from benchmarks.latency.links import Driving, Link, arrives, drive, latency_ms, wire_ms
 from benchmarks.latency.regions import NO_PICTURES, RATES, Cost, measured_costs, parse_what_if, regions
 from benchmarks.latency.ways import Answered, Family
 from benchmarks.link import Conditions, Trace
@@ -31,6 +31,10 @@ def test_a_link_adds_the_payload_s_time_and_the_round_trip() -> None:
 
 def test_a_model_on_the_robot_does_not_feel_the_link() -> None:
     assert latency_ms(way(LOCAL, Family.LOCAL), Link.symmetric(1.0, 500.0)) == 150.0
+
+
+def test_the_wire_s_time_holds_no_computing() -> None:
+    assert wire_ms(way(SENT, Family.SPLIT), Link.symmetric(10.0, 30.0)) == pytest.approx(10 + 100 + 0.24 + 30)
 
 
 def test_an_answer_never_comes_over_a_closed_link() -> None:

@@ -93,6 +93,13 @@ def latency_ms(way: Measured, link: Link) -> float:
     return Summary.of([arrives(answer, link, 0.0) * 1e3 for answer in way.answers]).p50
 
 
+def wire_ms(way: Measured, link: Link) -> float:
+    """Median of what is not computed, each answer with this link in between."""
+    return Summary.of(
+        [arrives(answer, link, 0.0) * 1e3 - answer.robot_ms - answer.server_ms for answer in way.answers]
+    ).p50
+
+
 def drive(answers: Sequence[Answered], link: Link, driving: Driving) -> Driven:
     """Simulate a robot; the answers that were measured are taken in turn."""
     period, t, used, number, lost = 1 / driving.control_hz, 0.0, -1, 0, 0
