@@ -60,6 +60,11 @@ def test_a_run_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert "Again: `command`" in (tmp_path / "ways.md").read_text(encoding="utf-8")
 
 
+def test_a_table_is_written_where_a_package_of_its_heading_is_missing() -> None:
+    table = Section("ways", "Title", ("a",), (("b",),), 3, packages=("numpy", "no-such-package"))
+    assert "numpy" in table.markdown("command", 0)
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"format": "other/1"}'])
 def test_a_file_that_is_no_run_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
     file = tmp_path / "old.json"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +117,11 @@ def test_a_baseline_that_is_not_there_is_named_with_the_remedy() -> None:
         RestWay("rest", address, lambda image: image, Family.RAW)
     with pytest.raises(Unreachable, match=r"serve websocket"):
         WebsocketWay("{client}", address, lambda image: image, Family.RAW)
+
+
+def test_a_robot_is_measured_without_torch() -> None:
+    check = "import sys, benchmarks.latency.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

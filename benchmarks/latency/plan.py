@@ -24,7 +24,6 @@ class Plan:
     budget_s: for the frames of the ways and the sockets together.
     """
 
-    name: str
     frames: int
     control_ticks: int
     socket_frames: int
@@ -40,8 +39,8 @@ class Plan:
         return dataclasses.replace(self, frames=frames, socket_frames=max(1, int(min(self.socket_frames, rounds / 8))))
 
 
-QUICK = Plan("quick", 10, 500, 2, (1, 4, 16), 3.0, budget_s=60.0)
-FULL = Plan("full", 100, 5000, 10, (1, 2, 4, 8, 16), 20.0)
+QUICK = Plan(10, 500, 2, (1, 4, 16), 3.0, budget_s=60.0)
+FULL = Plan(100, 5000, 10, (1, 2, 4, 8, 16), 20.0)
 
 
 class Watch:

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,8 @@ class Section:
     packages: tuple[str, ...] = ("grpcio", "onnxruntime", "torch")
 
     def markdown(self, command: str, seed: int) -> str:
-        title = report.heading(self.title, command, packages=self.packages, seed=seed, n=self.n)
+        here = tuple(name for name in self.packages if _installed(name))  # a robot has no torch
+        title = report.heading(self.title, command, packages=here, seed=seed, n=self.n)
         text = f"\n{self.text}\n" if self.text else ""
         return title + "\n" + report.table(self.header, self.rows) + text
 
@@ -97,6 +99,14 @@ def read_run(path: Path) -> Recorded:
         raise ConfigError(f"{file} can't be read: {error.strerror}; name a results.json of an earlier run") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file} is no results.json of this benchmark ({error})") from error
+
+
+def _installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -144,9 +143,3 @@ def _timed(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
     return (time.perf_counter() - started) * 1e3
-
-
-def medians(samples: Sequence[StageTimes]) -> StageTimes:
-    """The median of each stage; they do not add up exactly to the median total."""
-    names = [each.name for each in dataclasses.fields(StageTimes)]
-    return StageTimes(**{name: Summary.of([getattr(times, name) for times in samples]).p50 for name in names})
