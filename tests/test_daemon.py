@@ -227,7 +227,7 @@ def start_script(script: str) -> Callable[[int], subprocess.Popen[str]]:
 
 def test_a_process_that_talks_nonsense_is_killed_and_started_again() -> None:
     script = "import socket, time\nsocket.socket(fileno=fd).send(b'nonsense')\ntime.sleep(60)"
-    supervisor = Supervisor(start_script(script))
+    supervisor = Supervisor("perception", Channel.pair, start_script(script))
     supervisor.begin()
     until = time.monotonic() + _PATIENCE_S
     while supervisor.generation < 2 and time.monotonic() < until:
@@ -247,7 +247,7 @@ def test_a_process_that_does_not_end_with_the_channel_is_killed(monkeypatch: pyt
         processes.append(start_script("import time; time.sleep(60)")(fd))
         return processes[0]
 
-    supervisor = Supervisor(start)
+    supervisor = Supervisor("perception", Channel.pair, start)
     supervisor.begin()
     until = time.monotonic() + _PATIENCE_S
     while not supervisor.up and time.monotonic() < until:
@@ -258,7 +258,7 @@ def test_a_process_that_does_not_end_with_the_channel_is_killed(monkeypatch: pyt
 
 def test_an_exit_that_no_restart_can_mend_is_final() -> None:
     told: list[int | None] = []
-    supervisor = Supervisor(start_script("raise SystemExit(3)"))
+    supervisor = Supervisor("perception", Channel.pair, start_script("raise SystemExit(3)"))
     supervisor.on_fatal = lambda: told.append(supervisor.fatal)
     supervisor.begin()
     supervisor._thread.join(_PATIENCE_S)

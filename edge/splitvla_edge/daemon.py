@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from splitvla_edge.channel import Channel
 from splitvla_edge.control import ControlLoop, Requests
 from splitvla_edge.fallback import FallbackSettings, State
 from splitvla_edge.machine import FallbackMachine
@@ -23,7 +24,7 @@ from splitvla_edge.robots import open_robot
 from splitvla_edge.robots.base import Robot
 from splitvla_edge.robots.camera import CameraSettings
 from splitvla_edge.robots.replay import ReplaySettings
-from splitvla_edge.supervisor import Supervisor, start_perception
+from splitvla_edge.supervisor import Supervisor, start_subcommand
 from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import ConfigError, RobotError
 from splitvla_shared.limits import check_instruction
@@ -118,7 +119,11 @@ def run(settings: RunSettings) -> int:
 def _control(settings: RunSettings, robot: Robot, log: LineWriter) -> tuple[State, int | None]:
     dt_s = 1.0 / settings.control_hz
     machine = FallbackMachine(settings.fallback, robot.action_space, dt_s, accept_clipped=settings.accept_clipped)
-    supervisor = Supervisor(lambda fd: start_perception(settings.perception(loop.frames_seen).to_json(), fd))
+    supervisor = Supervisor(
+        "perception",
+        Channel.pair,
+        lambda fd: start_subcommand("perceive", settings.perception(loop.frames_seen).to_json(), fd),
+    )
     notices = Notices(sys.stderr)
     loop = ControlLoop(machine, robot, supervisor, _emitter(log, notices))
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from splitvla_edge.channel import Channel, ChannelClosed, ChannelError, Contract, Exhausted, FrameSeen, Hint, Message
+from splitvla_edge.channel import Channel, Contract, Exhausted, FrameSeen, Hint, Message
+from splitvla_edge.datagrams import ChannelClosed, ChannelError
 from splitvla_edge.fallback import Asked, Chunk, Miss, Outcome, Ready, deadline_s
 from splitvla_edge.robots import open_camera
 from splitvla_edge.robots.base import Camera, Frame
