@@ -33,8 +33,10 @@ def choose_gl(
     environ: MutableMapping[str, str] = os.environ, find: Callable[[str], str | None] = ctypes.util.find_library
 ) -> str:
     """Set MUJOCO_GL to the first library that is here, unless it is set; returns it. Raises ConfigError."""
-    if environ.get("MUJOCO_GL"):
-        return environ["MUJOCO_GL"]
+    if chosen := environ.get("MUJOCO_GL"):
+        if chosen not in ("glfw", *GL_LIBRARIES):  # MuJoCo itself would answer with a traceback
+            raise ConfigError(f"metaworld: MUJOCO_GL is {chosen!r}; one of {', '.join(GL_LIBRARIES)}, glfw")
+        return chosen
     found = next((name for name, library in GL_LIBRARIES.items() if find(library)), None)
     if found is None:
         raise ConfigError(f"metaworld: no GL library that draws without a screen; {_REMEDY}")
