@@ -41,7 +41,7 @@ def server(tiny_bundles: Path) -> Iterator[str]:
 
 
 def simulated(bundles: Path, server: str, run_dir: Path, *options: str) -> Daemon:
-    robot = ("--robot", "metaworld:drawer-close", "--control-hz", "10", *options)
+    robot = ("--robot", "metaworld:push", "--control-hz", "10", *options)
     return Daemon(bundles / "edge", server, run_dir, *robot)
 
 
@@ -58,7 +58,7 @@ def test_episodes_are_run_to_their_end_and_recorded(tiny_bundles: Path, server: 
     ]
     assert "episode 1, seed 71: not done in 6 steps" in out
     settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
-    assert settings["instruction"] == "close the drawer", "the task's own, where none is given"
+    assert settings["instruction"] == "push the puck to the green goal", "the task's own, where none is given"
     records = read_steps(tmp_path / "run" / STEPS_FILE)
     between = [record for record in records if record.cause == "robot or perception not ready" and record.t > 0]
     assert between, "no action of the old episode's pictures is executed in the new one"

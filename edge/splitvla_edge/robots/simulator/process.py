@@ -2,7 +2,8 @@
 
 Rules of this file: a command is one control period of the world's time. One that was overtaken by a newer one is not
 executed, its period passes as a hold; without any command the world goes on by itself, holding, as a robot whose
-driver has a watchdog. A picture is drawn after the newest command only.
+driver has a watchdog. An episode begins with its first action: until then the world stands still, so that it is the
+same for a seed however long the model took to answer. A picture is drawn after the newest command only.
 """
 
 from __future__ import annotations
@@ -65,12 +66,12 @@ class Simulator:
         self._gripper = space.gripper
         self._tick = 0
         self._begin(settings.first_episode)
-        if self.finished:  # started again after the last episode: there must be a world that holds still
+        if self.finished:  # started again after the last episode: there must be a world to look at
             world.reset(task, settings.simulator.seed)
 
     @property
     def finished(self) -> bool:
-        """Whether the last episode has ended; the world only holds from then on."""
+        """Whether the last episode has ended; the world stands still from then on."""
         return self._episode >= self._settings.simulator.episodes
 
     def run(self) -> None:
@@ -104,9 +105,10 @@ class Simulator:
             hold = list(self._still)
             hold[self._gripper] = act.values[self._gripper]
             self._hold = tuple(hold)
-        self._world.step(act.values if moving else self._hold)
         self._motions += moving
-        self._steps += self._motions > 0
+        if self._motions:
+            self._world.step(act.values if moving else self._hold)
+            self._steps += 1
 
     def _begin(self, episode: int) -> None:
         settings = self._settings.simulator
