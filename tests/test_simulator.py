@@ -225,6 +225,17 @@ def test_a_world_that_is_done_before_any_action_waits_for_one(start: Start) -> N
     assert isinstance(bench.turn(Act(1, 0, True, (0.5, 0.0)))[0], Episode)
 
 
+def test_an_episode_whose_first_action_never_comes_is_over_too(start: Start) -> None:
+    bench = start(steps=3, episodes=2, start_s=1.0)
+    said = [message for _ in range(8) for message in bench.turn()]
+    ended = [(at, message) for at, message in enumerate(said) if isinstance(message, Episode)]
+    assert ended == [
+        (4, Episode(0, 0, Outcome.TIMEOUT)),  # 5 periods of 0.2 s are the run's start
+        (8, Episode(1, 1, Outcome.TIMEOUT)),
+    ]
+    assert bench.world.actions == []
+
+
 @pytest.fixture
 def robot(memory: FrameMemory) -> tuple[SimulatedRobot, FakeProcess, Clock]:
     process, clock = FakeProcess(), Clock()
@@ -302,7 +313,9 @@ def test_the_robot_hands_its_camera_over_and_ends_its_process(robot: Parts, memo
     assert len(arm.episodes) == 1, "what was said last is not lost"
 
 
-@pytest.mark.parametrize("settings", [{"seed": -1}, {"episodes": 0}, {"steps": 0}, {"max_speed_m_s": 0.0}])
+@pytest.mark.parametrize(
+    "settings", [{"seed": -1}, {"episodes": 0}, {"steps": 0}, {"start_s": 0.0}, {"max_speed_m_s": 0.0}]
+)
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="simulator"):
         SimulatorSettings(**settings)  # type: ignore[arg-type]

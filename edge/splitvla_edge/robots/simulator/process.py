@@ -65,6 +65,7 @@ class Simulator:
         self._hold = self._still
         self._gripper = space.gripper
         self._tick = 0
+        self._patience_s = settings.simulator.start_s  # for an episode's first action
         self._begin(settings.first_episode)
         if self.finished:  # started again after the last episode: there must be a world to look at
             world.reset(task, settings.simulator.seed)
@@ -109,11 +110,13 @@ class Simulator:
         if self._motions:
             self._world.step(act.values if moving else self._hold)
             self._steps += 1
+        else:
+            self._waited += 1
 
     def _begin(self, episode: int) -> None:
         settings = self._settings.simulator
         self._episode = episode
-        self._steps = self._motions = self._overtaken = 0
+        self._steps = self._motions = self._overtaken = self._waited = 0
         if self.finished:  # the last picture stays: nothing is reset that nobody will use
             self._memory.finish()
         else:
@@ -122,11 +125,13 @@ class Simulator:
 
     def _end_if_over(self) -> None:
         settings = self._settings.simulator
-        done = self._world.success
-        if self.finished or not self._motions or not (done or self._steps >= settings.steps):
+        done = self._motions > 0 and self._world.success
+        over = self._steps >= settings.steps or self._waited * self._settings.dt_s >= self._patience_s
+        if self.finished or not (done or over):
             return
         outcome = Outcome.SUCCESS if done else Outcome.TIMEOUT
         seed = settings.seed + self._episode
+        self._patience_s = settings.steps * self._settings.dt_s
         self._channel.send(Episode(self._episode, seed, outcome, self._steps, self._motions, self._overtaken))
         self._begin(self._episode + 1)
         if not self.finished:

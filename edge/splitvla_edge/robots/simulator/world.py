@@ -16,13 +16,15 @@ class SimulatorSettings:
     """Of a simulated robot; the same for every world.
 
     seed: of the first episode, the next ones count up. episodes: after the last one the run ends. steps: control steps
-    that an episode may take, counted from its first action, holds included. max_speed_m_s: of the arm, each axis.
-    record: every picture goes to the run's folder, frames/<tick>.jpg.
+    that an episode may take, counted from its first action, holds included; one whose first action does not come for
+    as long is over too. start_s: how long the run's first one waits for it, as models take time to load.
+    max_speed_m_s: of the arm, each axis. record: every picture goes to the run's folder, frames/<tick>.jpg.
     """
 
     seed: int = 0
     episodes: int = 1
     steps: int = 60
+    start_s: float = 120.0
     max_speed_m_s: float = 0.8
     record: bool = False
 
@@ -30,6 +32,8 @@ class SimulatorSettings:
         for name, low, high in (("seed", 0, 2**31 - 1), ("episodes", 1, 100_000), ("steps", 1, 100_000)):
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"simulator.{name} is {getattr(self, name)}; expected {low}..{high}")
+        if not 1 <= self.start_s <= 86_400:
+            raise ConfigError(f"simulator.start_s is {self.start_s}; expected 1..86400")
         if not 0.01 <= self.max_speed_m_s <= 10:
             raise ConfigError(f"simulator.max_speed_m_s is {self.max_speed_m_s}; expected 0.01..10")
 
