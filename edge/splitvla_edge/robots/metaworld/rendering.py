@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import mujoco
 
 IMAGE_SIZE = 224
+# The camera, as MuJoCo's free camera describes it: from the side, so that the arm never hides the table.
+LOOK_AT, DISTANCE_M, AZIMUTH_DEG, ELEVATION_DEG = (0.0, 0.7, 0.12), 1.0, 180.0, -40.0
 GL_LIBRARIES: Mapping[str, str] = MappingProxyType({"egl": "EGL", "osmesa": "OSMesa"})
 _REMEDY = (
     "install one with `apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri` (MUJOCO_GL=egl)"
@@ -73,8 +75,8 @@ class Renderer:
             self._renderer.scene.flags[flag] = False
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FREE
-        self._camera.lookat[:] = (0.0, 0.7, 0.12)
-        self._camera.distance, self._camera.azimuth, self._camera.elevation = 1.0, 180.0, -40.0
+        self._camera.lookat[:] = LOOK_AT
+        self._camera.distance, self._camera.azimuth, self._camera.elevation = DISTANCE_M, AZIMUTH_DEG, ELEVATION_DEG
         self._options = mujoco.MjvOption()
         self._options.sitegroup[:] = 0  # Meta-World draws the goal as a site, which would give the answer away
 

@@ -74,18 +74,23 @@ class World:
             self._renderers[name] = Renderer(environment.model)
         return self._renderers[name].draw(environment.data, self._markers())
 
-    def expert_action(self) -> ActionArray:
-        """What Meta-World's scripted expert would do now: (7,). It reads the simulator's state, not the picture."""
-        self._running()
-        expert = self._experts[self.task.environment]()
+    def expert_action(self, task: str | None = None) -> ActionArray:
+        """What Meta-World's scripted expert would do now: (7,). It reads the simulator's state, not the picture.
+
+        task: another one of the same scene, such as the reaching of another ball; None means this one.
+        Raises ConfigError where the other task has another scene.
+        """
+        other = self.task if task is None else find_task(task)
+        if other.environment != self.task.environment:
+            raise ConfigError(f"metaworld: {other.name} can't be asked for in the scene of {self.task.name}")
         seen = self._seen.copy()
-        if self.task.ball is not None:
+        if other.ball is not None:
             # The expert steers the hand, Meta-World measures the finger tips below it.
-            seen[-3:] = self._balls[self.task.ball] + self.hand - self._running().tcp_center
+            seen[-3:] = self._balls[other.ball] + self.hand - self._running().tcp_center
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of every motion that the arm's limits will clip
-            action = np.array(expert.get_action(seen), dtype=np.float64)
-        action[:3] *= self.task.expert_gain
+            action = np.array(self._experts[other.environment]().get_action(seen), dtype=np.float64)
+        action[:3] *= other.expert_gain
         return from_metaworld(action)
 
     @property
