@@ -61,9 +61,9 @@ def draw(
         axis.set_xlim(0, end)
         for marker in markers:
             axis.axvline(marker.t, color="black", linewidth=1, linestyle=(0, (4, 3)))
-    for marker in markers:
+    for line, marker in enumerate(markers):  # each on a line of its own: they may be close together
         axes[1].annotate(
-            marker.text, (marker.t, 1.0), xycoords=("data", "axes fraction"), xytext=(4, -2), fontsize=9,
+            marker.text, (marker.t, 1.0), xycoords=("data", "axes fraction"), xytext=(4, -2 - 12 * line), fontsize=9,
             textcoords="offset points", va="top",
         )  # fmt: skip
     axes[3].set_xlabel("seconds since the run began")

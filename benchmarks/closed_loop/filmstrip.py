@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image as PillowImage
-from PIL import ImageDraw, ImageFont
+from PIL import ImageColor, ImageDraw, ImageFont
 
 from benchmarks.closed_loop.rollout import Rollout
 from benchmarks.timeline import STATE_COLOURS
@@ -59,7 +59,7 @@ def spread(shots: Sequence[Shot], count: int) -> list[Shot]:
 
 def write_strip(shots: Sequence[Shot], path: Path, count: int = 8) -> None:
     """A PNG of at most `count` frames beside each other."""
-    frames = [_drawn(shot) for shot in spread(shots, count)]
+    frames = [PillowImage.fromarray(drawn(shot)) for shot in spread(shots, count)]
     width = len(frames) * (_SIDE + _GAP) - _GAP
     strip = PillowImage.new("RGB", (width, _SIDE + _BAND), "white")
     for index, frame in enumerate(frames):
@@ -70,16 +70,17 @@ def write_strip(shots: Sequence[Shot], path: Path, count: int = 8) -> None:
 
 def write_film(shots: Sequence[Shot], path: Path, fps: float = 5.0) -> None:
     """A GIF of all frames; the last one stays for two seconds."""
-    frames = [_drawn(shot).quantize(64) for shot in shots]
+    frames = [PillowImage.fromarray(drawn(shot)).quantize(64) for shot in shots]
     durations = [round(1000 / fps)] * (len(frames) - 1) + [2000]
     path.parent.mkdir(parents=True, exist_ok=True)
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
 
 
-def _drawn(shot: Shot) -> PillowImage.Image:
+def drawn(shot: Shot) -> Image:
+    """The frame with its text above it: uint8 (height, width, 3)."""
     canvas = PillowImage.new("RGB", (_SIDE, _SIDE + _BAND), shot.colour)
     canvas.paste(PillowImage.fromarray(shot.image).resize((_SIDE, _SIDE)), (0, _BAND))
-    dark = sum(PillowImage.new("RGB", (1, 1), shot.colour).getpixel((0, 0))) < 380  # type: ignore[arg-type]
+    dark = sum(ImageColor.getrgb(shot.colour)[:3]) < 380
     pen = ImageDraw.Draw(canvas)
     pen.text((7, 5), shot.text, fill="white" if dark else "black", font=ImageFont.load_default(15))
-    return canvas
+    return np.asarray(canvas)

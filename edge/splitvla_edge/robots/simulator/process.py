@@ -133,7 +133,7 @@ class Simulator:
         seed = settings.seed + self._episode
         self._patience_s = settings.steps * self._settings.dt_s
         self._channel.send(Episode(self._episode, seed, outcome, self._steps, self._motions, self._overtaken))
-        self._begin(self._episode + 1)
+        self._begin(settings.episodes if done and settings.until_done else self._episode + 1)
         if not self.finished:
             self._show()
 

@@ -18,13 +18,15 @@ class SimulatorSettings:
     seed: of the first episode, the next ones count up. episodes: after the last one the run ends. steps: control steps
     that an episode may take, counted from its first action, holds included; one whose first action does not come for
     as long is over too. start_s: how long the run's first one waits for it, as models take time to load.
-    max_speed_m_s: of the arm, each axis. record: every picture goes to the run's folder, frames/<tick>.jpg.
+    until_done: the run ends with the first success. max_speed_m_s: of the arm, each axis. record: every picture goes
+    to the run's folder, frames/<tick>.jpg.
     """
 
     seed: int = 0
     episodes: int = 1
     steps: int = 60
     start_s: float = 120.0
+    until_done: bool = False
     max_speed_m_s: float = 0.8
     record: bool = False
 
