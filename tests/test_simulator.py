@@ -219,6 +219,13 @@ def test_after_the_last_episode_the_world_stands_still(start: Start, memory: Fra
     assert bench.world.resets == [("lift", 0)]
 
 
+def test_a_run_until_done_ends_with_the_first_success(start: Start, memory: FrameMemory) -> None:
+    bench = start(2, episodes=5, until_done=True)
+    bench.turn(Act(1, 0, True, (0.5, 0.0)))
+    assert bench.turn(Act(2, 0, True, (0.5, 0.0)))[-1] == Status(5, 0)
+    assert memory.finished
+
+
 def test_a_world_that_is_done_before_any_action_waits_for_one(start: Start) -> None:
     bench = start(0)
     assert bench.turn() == [Status(0, 0)]

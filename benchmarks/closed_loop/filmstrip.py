@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import ImageColor, ImageDraw, ImageFont
 
 from benchmarks.closed_loop.rollout import Rollout
 from benchmarks.timeline import STATE_COLOURS
+from splitvla_edge.episodes import Outcome, read_episodes
 from splitvla_edge.record import STEPS_FILE, read_steps
 from splitvla_edge.robots.simulator.robot import PICTURES
 from splitvla_shared.nouns import Image
@@ -37,17 +39,25 @@ def shots_of_rollout(rollout: Rollout) -> list[Shot]:
 
 
 def shots_of_run(run_dir: Path) -> list[Shot]:
-    """Of a run of the daemon that recorded its pictures: one a tick from the first action on, and the last picture."""
+    """Of a run of the daemon that recorded its pictures: one a tick, from the first action to the last one."""
     records = read_steps(run_dir / STEPS_FILE)
-    first = next((index for index, record in enumerate(records) if record.state == "NOMINAL"), 0)
+    moved = [index for index, record in enumerate(records) if record.state == "NOMINAL"]
     shots = []
-    for record in records[first:]:
+    for record in records[moved[0] : moved[-1] + 1] if moved else []:
         path = run_dir / PICTURES / f"{record.tick:06}.jpg"
         if path.is_file():
-            image = np.asarray(PillowImage.open(path).convert("RGB"))
             said = "cloud" if record.state == "NOMINAL" else record.state
-            shots.append(Shot(image, f"{record.t:.1f} s  {said}", STATE_COLOURS.get(record.state, "#CC79A7")))
+            colour = STATE_COLOURS.get(record.state, "#CC79A7")
+            shots.append(Shot(_read(path), f"{record.t:.1f} s  {said}", colour))
+    episodes = read_episodes(run_dir)
+    if shots and episodes and episodes[-1].outcome is Outcome.SUCCESS:
+        shots.append(dataclasses.replace(shots[-1], text="done", colour=_DONE))
     return shots
+
+
+def _read(path: Path) -> Image:
+    with PillowImage.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
 def spread(shots: Sequence[Shot], count: int) -> list[Shot]:

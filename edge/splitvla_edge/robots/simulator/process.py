@@ -58,7 +58,7 @@ class Simulator:
         keep: Callable[[int, Image], None] = lambda tick, image: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """keep: is given every picture, with the tick of the command that led to it."""
+        """keep: is given the picture after a command, with the command's tick."""
         self._world, self._task, self._memory, self._channel = world, task, memory, channel
         self._settings, self._keep, self._clock = settings, keep, clock
         self._still = space.hold(None, None, space.gripper_start, 0.0)
@@ -93,7 +93,7 @@ class Simulator:
             self._advance(self._nothing())
         self._advance(newest)
         self._tick = newest.tick
-        self._show()
+        self._keep(self._tick, self._show())
         self._end_if_over()
         self._channel.send(Status(self._episode, self._steps))
 
@@ -137,11 +137,11 @@ class Simulator:
         if not self.finished:
             self._show()
 
-    def _show(self) -> None:
+    def _show(self) -> Image:
         captured_at = self._clock()  # the world stands still while it is drawn
         image = self._world.image()
         self._memory.write(image, captured_at)
-        self._keep(self._tick, image)
+        return image
 
 
 def read_settings(stream: TextIO) -> SimulateSettings:
