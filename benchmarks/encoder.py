@@ -30,7 +30,7 @@ from splitvla_cloud.split.encoder_export import export_encoder, load_edge_model
 from splitvla_cloud.split.encoder_parity import Parity, compare
 from splitvla_cloud.split.reduced_graph import write_float16, write_int8
 from splitvla_cloud.split.smoothing import calibrate, rescaled
-from splitvla_shared.encoders import ENCODER_FILES, FP16, FP32, INT8
+from splitvla_shared.encoders import ENCODER_FILES, EXACT_INT8_SUMS, FP16, FP32, INT8
 from splitvla_shared.nouns import FloatArray, Image
 
 T = TypeVar("T")
@@ -188,6 +188,7 @@ def _onnx_run(path: Path) -> Callable[[Image], FloatArray]:
 
     options = ort.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as the robot runs it
+    options.add_session_config_entry(*EXACT_INT8_SUMS)
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run(image: Image) -> FloatArray:
