@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,22 +12,9 @@ from splitvla_edge.robots.metaworld.rendering import choose_gl
 from splitvla_edge.robots.metaworld.tasks import BALLS, TASKS, find_task, place_balls
 from splitvla_edge.robots.metaworld.world import World
 from splitvla_shared.errors import ConfigError, RobotError
+from tests.sim_fakes import needs_world
 
 _REST = (0.0,) * 6 + (0.5,)
-
-
-def _why_not() -> str | None:
-    """Why there is no world on this machine, None where there is one."""
-    if importlib.util.find_spec("metaworld") is None:
-        return "the extra `sim` is not installed"
-    try:
-        choose_gl()
-    except ConfigError as error:
-        return str(error)
-    return None
-
-
-needs_world = pytest.mark.skipif(_why_not() is not None, reason=_why_not() or "")
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +61,19 @@ def test_the_gl_library_is_chosen_by_what_is_installed() -> None:
     assert choose_gl({"MUJOCO_GL": "glfw"}, lambda name: None) == "glfw"
 
 
+def test_a_gl_library_that_mujoco_does_not_know_is_refused() -> None:
+    with pytest.raises(ConfigError, match="MUJOCO_GL is 'teapot'; one of egl, osmesa, glfw"):
+        choose_gl({"MUJOCO_GL": "teapot"}, lambda name: None)
+
+
 def test_without_a_gl_library_one_line_names_the_packages() -> None:
     with pytest.raises(ConfigError, match=r"libegl1 libegl-mesa0 libgl1-mesa-dri.*libosmesa6") as caught:
         choose_gl({}, lambda name: None)
     assert "\n" not in str(caught.value)
 
 
+@needs_world
 def test_an_action_before_the_first_reset_is_refused() -> None:
-    pytest.importorskip("metaworld", reason="the extra `sim` is not installed")
     with pytest.raises(RobotError, match="call reset first"):
         World().step(_REST)
 
