@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from benchmarks.closed_loop.actors import Blind, Compared, UnsplitActor
+from benchmarks.closed_loop.actors import Blind, Compared, SplitActor, UnsplitActor
 from benchmarks.closed_loop.daemon_runs import linked
 from benchmarks.closed_loop.evaluation import REAL, Evaluation
 from benchmarks.closed_loop.filmstrip import Shot, shots_of_rollout, shots_of_run, spread, write_film, write_strip
@@ -24,7 +24,7 @@ from benchmarks.success import main
 from splitvla_edge.episodes import Episode, Outcome
 from splitvla_edge.record import STEPS_FILE, StepRecord
 from splitvla_edge.robots.metaworld.adapter import open_world
-from splitvla_shared.errors import ConfigError
+from splitvla_shared.errors import ConfigError, Unreachable
 from splitvla_shared.nouns import ActionChunk, Observation
 from tests.sim_fakes import FakeWorld, needs_world
 
@@ -112,6 +112,28 @@ def test_the_product_in_lockstep_says_the_same_tokens_as_the_unsplit_model(
     assert found.first.steps[0].source == "cloud"
 
 
+class FlakyPolicy:
+    """An EdgePolicy whose first calls fail."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+
+    def act(self, observation: Observation, *, deadline_s: float) -> ActionChunk:
+        if self.failures:
+            self.failures -= 1
+            raise Unreachable("no connection")
+        return ActionChunk(observation.step, np.zeros((1, 2)), "cloud")
+
+
+def test_in_lockstep_an_observation_is_asked_again_when_the_connection_broke_but_not_for_ever() -> None:
+    pauses: list[float] = []
+    observation = Observation(4, (np.zeros((2, 2, 3), np.uint8),), "lift", 1.0)
+    assert SplitActor(FlakyPolicy(3), pause=pauses.append).act(observation).first_step == 4
+    assert len(pauses) == 3
+    with pytest.raises(Unreachable):
+        SplitActor(FlakyPolicy(99), pause=pauses.append).act(observation)
+
+
 def test_an_actor_made_blind_is_shown_black_and_told_the_same() -> None:
     actor = Script([[0.0, 1.0]])
     Blind(actor).act(Observation(2, (np.full((2, 2, 3), 9, np.uint8),), "lift", 1.0))
@@ -137,7 +159,8 @@ def test_answers_that_differ_from_the_reference_are_counted() -> None:
         ({"sets": ("a=1",)}, "need --clock real"),
         ({"clock": REAL, "unsplit": True}, "need --clock lockstep"),
         ({"clock": REAL, "black_image": True}, "need --clock lockstep"),
-        ({"unsplit": True, "same_tokens": True}, "leave --unsplit out"),
+        ({"unsplit": True, "same_tokens": True}, "leave the other option out"),
+        ({"black_image": True, "same_tokens": True}, "leave the other option out"),
         ({"wrong_colour": True}, "reach-red"),
         ({"scheme": "jpeg"}, "jpeg"),
     ],

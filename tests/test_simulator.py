@@ -214,7 +214,9 @@ def test_after_the_last_episode_the_world_stands_still(start: Start, memory: Fra
     bench = start(1)
     bench.turn(Act(1, 0, True, (0.5, 0.0)))
     assert memory.finished
+    last = memory.newest()
     assert bench.turn(Act(2, 1, True, (0.5, 0.0))) == [Status(1, 0)]
+    assert memory.newest() == last, "perception sees that nothing new will come"
     assert len(bench.world.actions) == 1
     assert bench.world.resets == [("lift", 0)]
 

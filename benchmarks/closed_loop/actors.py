@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from splitvla_edge import EdgePolicy
-from splitvla_shared.errors import ConfigError
+from splitvla_shared.errors import ConfigError, DeadlineMissed, Unreachable
 from splitvla_shared.nouns import ActionChunk, Observation
 
 PRECISIONS = ("fp32", "bf16")  # of the unsplit model
+_RETRIES, _PAUSE_S = 10, 0.5
 
 
 class Actor(Protocol):
@@ -21,13 +23,27 @@ class Actor(Protocol):
         """Raises SplitVLAError when there is no action."""
 
 
-class SplitActor:
-    """The product: encoder here, codec, gRPC, backbone in the server process."""
+class Policy(Protocol):
+    """What is asked of EdgePolicy."""
 
-    def __init__(self, policy: EdgePolicy, deadline_s: float = 30.0) -> None:
-        self._policy, self._deadline_s = policy, deadline_s
+    def act(self, observation: Observation, *, deadline_s: float) -> ActionChunk: ...
+
+
+class SplitActor:
+    """The product: encoder here, codec, gRPC, backbone in the server process.
+
+    The world waits, so a call that found no connection, or no answer in time, is made again: what is measured in
+    lockstep is what the model says, not the machine's load.
+    """
+
+    def __init__(self, policy: Policy, deadline_s: float = 30.0, pause: Callable[[float], None] = time.sleep) -> None:
+        self._policy, self._deadline_s, self._pause = policy, deadline_s, pause
 
     def act(self, observation: Observation) -> ActionChunk:
+        for _ in range(_RETRIES):
+            with contextlib.suppress(Unreachable, DeadlineMissed):
+                return self._policy.act(observation, deadline_s=self._deadline_s)
+            self._pause(_PAUSE_S)
         return self._policy.act(observation, deadline_s=self._deadline_s)
 
 

@@ -58,8 +58,8 @@ class Evaluation:
             )
         if self.clock == REAL and (self.unsplit or self.black_image or self.same_tokens):
             raise ConfigError("--unsplit, --black-image and --same-tokens need --clock lockstep")
-        if self.unsplit and self.same_tokens:
-            raise ConfigError("--same-tokens compares the product with the unsplit model; leave --unsplit out")
+        if self.same_tokens and (self.unsplit or self.black_image):
+            raise ConfigError("--same-tokens compares the product with the unsplit model; leave the other option out")
         if self.wrong_colour and any(find_task(task).ball is None for task in self.tasks):
             raise ConfigError("--wrong-colour is about balls; use --tasks reach-red reach-green reach-blue")
         parse_scheme(self.scheme)

@@ -22,10 +22,11 @@ from splitvla_edge.robots.simulator.memory import FrameMemory
 from splitvla_edge.robots.simulator.messages import Act, SimulatorChannel, Status
 from splitvla_edge.robots.simulator.world import SimulatorSettings, World
 from splitvla_shared.config import load_config
-from splitvla_shared.errors import ConfigError
+from splitvla_shared.errors import ConfigError, RobotError
 from splitvla_shared.nouns import Image
 
 _WATCHDOG_PERIODS = 1.5
+_QUALITY = 92  # of the pictures that are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Simulator:
 
     @property
     def finished(self) -> bool:
-        """Whether the last episode has ended; the world stands still from then on."""
+        """Whether the last episode has ended; the world stands still from then on, and no picture is new."""
         return self._episode >= self._settings.simulator.episodes
 
     def run(self) -> None:
@@ -93,8 +94,9 @@ class Simulator:
             self._advance(self._nothing())
         self._advance(newest)
         self._tick = newest.tick
-        self._keep(self._tick, self._show())
-        self._end_if_over()
+        if not self.finished:
+            self._keep(self._tick, self._show())
+            self._end_if_over()
         self._channel.send(Status(self._episode, self._steps))
 
     def _nothing(self) -> Act:
@@ -127,7 +129,7 @@ class Simulator:
         settings = self._settings.simulator
         done = self._motions > 0 and self._world.success
         over = self._steps >= settings.steps or self._waited * self._settings.dt_s >= self._patience_s
-        if self.finished or not (done or over):
+        if not (done or over):
             return
         outcome = Outcome.SUCCESS if done else Outcome.TIMEOUT
         seed = settings.seed + self._episode
@@ -164,20 +166,24 @@ def picture_keeper(folder: Path | None) -> Callable[[int, Image], None]:
         raise ConfigError(f"{folder} can't be made: {error.strerror}; choose another folder") from error
 
     def keep(tick: int, image: Image) -> None:
-        (folder / f"{tick:06}.jpg").write_bytes(simplejpeg.encode_jpeg(image, quality=92))
+        path = folder / f"{tick:06}.jpg"
+        try:
+            path.write_bytes(simplejpeg.encode_jpeg(image, quality=_QUALITY))
+        except OSError as error:
+            raise RobotError(f"{path} can't be written: {error.strerror}; free the disk or record nothing") from error
 
     return keep
 
 
 def serve(world: World, task: str, space: ActionSpace, settings: SimulateSettings, fd: int) -> None:
-    """The `simulate` subcommand with its world opened: until the control process is gone."""
+    """The `simulate` subcommand with its world opened: until the control process is gone. Raises RobotError."""
     channel = SimulatorChannel.from_fd(fd)
     memory = FrameMemory.open(settings.memory)
     try:
         keep = picture_keeper(settings.pictures)
         Simulator(world, task, space, memory, channel, settings, keep=keep).run()
     except ChannelError as error:
-        raise ConfigError(f"simulator: {error}") from error
+        raise RobotError(f"simulator: {error}") from error
     finally:
         world.close()
         memory.close()
