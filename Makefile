@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints-cpu.txt
 	$(BIN)/python -m pip install --quiet --no-deps grpcio-tools==1.71.2
 	@touch $@
 
-demo: $(READY) ## play real camera frames through edge and server, kill the server, draw what happened
+demo: $(READY) ## let the policy do a task in the simulator, kill the server in the middle, draw what happened
 	$(BIN)/python -m benchmarks.demo
 
 test: check ## check, then all tests

@@ -27,7 +27,7 @@ _STAGES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("prefill (server)", ("prefill_ms",), "#009E73"),
     ("decode (server)", ("decode_ms",), "#56B4E9"),
 )
-_STATES = {"INIT": "#BBBBBB", "NOMINAL": "#009E73", "WAIT": "#F0E442", "HOLD": "#E69F00", "SAFE_STOP": "#D55E00"}
+STATE_COLOURS = {"INIT": "#BBBBBB", "NOMINAL": "#009E73", "WAIT": "#F0E442", "HOLD": "#E69F00", "SAFE_STOP": "#D55E00"}
 _MISS_COLOUR = "#D55E00"
 
 
@@ -61,9 +61,9 @@ def draw(
         axis.set_xlim(0, end)
         for marker in markers:
             axis.axvline(marker.t, color="black", linewidth=1, linestyle=(0, (4, 3)))
-    for marker in markers:
+    for line, marker in enumerate(markers):  # each on a line of its own: they may be close together
         axes[1].annotate(
-            marker.text, (marker.t, 1.0), xycoords=("data", "axes fraction"), xytext=(4, -2), fontsize=9,
+            marker.text, (marker.t, 1.0), xycoords=("data", "axes fraction"), xytext=(4, -2 - 12 * line), fontsize=9,
             textcoords="offset points", va="top",
         )  # fmt: skip
     axes[3].set_xlabel("seconds since the run began")
@@ -98,10 +98,10 @@ def _draw_latency(axis: Any, records: Sequence[StepRecord]) -> None:
 
 def _draw_states(axis: Any, records: Sequence[StepRecord], end: float) -> None:
     for record, until in zip(records, [*(later.t for later in records[1:]), end], strict=True):
-        axis.axvspan(record.t, until, color=_STATES.get(record.state, "#CC79A7"), linewidth=0)
-    seen = [state for state in _STATES if any(record.state == state for record in records)]
+        axis.axvspan(record.t, until, color=STATE_COLOURS.get(record.state, "#CC79A7"), linewidth=0)
+    seen = [state for state in STATE_COLOURS if any(record.state == state for record in records)]
     axis.legend(
-        handles=[Patch(color=_STATES[state], label=state) for state in seen],
+        handles=[Patch(color=STATE_COLOURS[state], label=state) for state in seen],
         loc="upper center", bbox_to_anchor=(0.5, 1.5), ncols=5, frameon=False, fontsize=8.5, handlelength=1,
     )  # fmt: skip
     axis.set_yticks([])

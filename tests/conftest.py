@@ -34,6 +34,12 @@ def bridge_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def link_traces() -> Path:
+    """Recorded LTE, 5G and Wi-Fi links."""
+    return _reference("traces")
+
+
+@pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint that the project makes for itself: random weights, openvla-7b's layout, a small vocabulary."""
     from benchmarks.tiny_checkpoint import write_tiny_checkpoint

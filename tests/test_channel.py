@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from splitvla_edge.channel import (
     _KINDS,
     Channel,
-    ChannelClosed,
-    ChannelError,
     Contract,
     Exhausted,
     FrameSeen,
@@ -23,6 +21,7 @@ from splitvla_edge.channel import (
     pack,
     unpack,
 )
+from splitvla_edge.datagrams import ChannelClosed, ChannelError
 from splitvla_edge.fallback import Asked, Chunk, Hint, LocalChunk, Miss, Outcome, Ready
 from splitvla_shared.nouns import ServerHints, StageTimes
 

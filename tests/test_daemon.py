@@ -20,7 +20,7 @@ from PIL import Image as PillowImage
 from splitvla_edge.channel import Channel
 from splitvla_edge.daemon import RunSettings, run
 from splitvla_edge.fallback import Hint, Outcome
-from splitvla_edge.record import STEPS_FILE, StepRecord, StepTail, read_steps
+from splitvla_edge.record import STEPS_FILE, read_steps
 from splitvla_edge.robots.replay import ReplaySettings
 from splitvla_edge.supervisor import Supervisor
 from splitvla_shared.bundle import open_bundle
@@ -28,10 +28,10 @@ from splitvla_shared.config import load_config
 from splitvla_shared.errors import ConfigError, ObservationError
 from splitvla_shared.spec import ModelSpec
 from splitvla_shared.wire import inference_pb2 as pb
+from tests.daemons import PATIENCE_S, Daemon, moving
 from tests.fake_server import FakeServicer, description, serving
 
 HZ = 20.0
-_PATIENCE_S = 30.0
 
 
 @pytest.fixture
@@ -61,57 +61,16 @@ def server(servicer: FakeServicer) -> Iterator[str]:
         yield address
 
 
-class Daemon:
-    """`splitvla-edge run` in a process of its own, looped over the frames unless told otherwise."""
-
-    def __init__(self, bundle: Path, server: str, frames: Path, *options: str) -> None:
-        self.run_dir = frames.parent / "run"
-        self.records: list[StepRecord] = []
-        self._tail = StepTail(self.run_dir / STEPS_FILE)
-        command = [sys.executable, "-m", "splitvla_edge", "run", "--bundle", str(bundle), "--server", server]
-        command += ["--robot", "replay", "--frames", str(frames), "--fps", "20", "--instruction", "pick up the can"]
-        command += ["--control-hz", str(HZ), "--run-dir", str(self.run_dir), "--unnorm-key", "widowx_tiny"]
-        # A shared machine may stall for longer than three ticks of 50 ms; what that does is test_control's matter.
-        command += ["--threads", "1", "--set", "fallback.hold_to_stop_s=60", "--set", "fallback.overrun_ticks=60"]
-        self.process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def __enter__(self) -> Daemon:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-    def wait_for(self, what: Callable[[StepRecord], bool]) -> StepRecord:
-        """The first new record of which `what` is true."""
-        until = time.monotonic() + _PATIENCE_S
-        while time.monotonic() < until and self.process.poll() is None:
-            new = self._tail.poll()
-            self.records += new
-            for record in new:
-                if what(record):
-                    return record
-            time.sleep(0.02)
-        raise AssertionError(f"it did not happen; last: {self.records[-1:]}, {self.process.communicate(timeout=5)}")
-
-    def children(self) -> list[int]:
-        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        return [int(pid) for task in tasks for pid in task.read_text().split()]
-
-    def finish(self) -> tuple[int, str, str]:
-        """(exit code, standard output, standard error)."""
-        out, err = self.process.communicate(timeout=_PATIENCE_S)
-        return self.process.returncode, out, err
-
-
-def moving(record: StepRecord) -> bool:
-    return record.state == "NOMINAL"
+def replaying(bundle: Path, server: str, frames: Path, *options: str) -> Daemon:
+    """The daemon over these frames, with its run's folder beside them."""
+    robot = ("--robot", "replay", "--frames", str(frames), "--fps", "20", "--instruction", "pick up the can")
+    return Daemon(bundle, server, frames.parent / "run", *robot, "--control-hz", str(HZ), *options)
 
 
 def test_it_plays_the_frames_to_their_end_with_one_command_a_tick(
     tiny_bundles: Path, server: str, frames: Path
 ) -> None:
-    with Daemon(tiny_bundles / "edge", server, frames) as daemon:
+    with replaying(tiny_bundles / "edge", server, frames) as daemon:
         code, out, err = daemon.finish()
     assert code == 0, err
     records = read_steps(daemon.run_dir / STEPS_FILE)
@@ -127,7 +86,7 @@ def test_it_plays_the_frames_to_their_end_with_one_command_a_tick(
 
 
 def test_killing_perception_costs_a_hold_and_nothing_else(tiny_bundles: Path, server: str, frames: Path) -> None:
-    with Daemon(tiny_bundles / "edge", server, frames, "--loop") as daemon:
+    with replaying(tiny_bundles / "edge", server, frames, "--loop") as daemon:
         before = daemon.wait_for(moving)
         (perception,) = daemon.children()
         os.kill(perception, signal.SIGKILL)
@@ -150,7 +109,7 @@ def test_killing_perception_costs_a_hold_and_nothing_else(tiny_bundles: Path, se
 def test_another_model_on_the_server_stops_the_robot_until_the_run_is_ended(
     tiny_bundles: Path, server: str, servicer: FakeServicer, frames: Path
 ) -> None:
-    with Daemon(tiny_bundles / "edge", server, frames, "--loop") as daemon:
+    with replaying(tiny_bundles / "edge", server, frames, "--loop") as daemon:
         daemon.wait_for(moving)
         spec = open_bundle(tiny_bundles / "edge", "edge").spec
         other: ModelSpec = dataclasses.replace(spec, language_sha256="another").sealed()
@@ -171,7 +130,7 @@ def test_another_model_on_the_server_stops_the_robot_until_the_run_is_ended(
 
 
 def test_the_operator_s_reset_begins_a_new_epoch(tiny_bundles: Path, server: str, frames: Path) -> None:
-    with Daemon(tiny_bundles / "edge", server, frames, "--loop", "--duration-s", "30") as daemon:
+    with replaying(tiny_bundles / "edge", server, frames, "--loop", "--duration-s", "30") as daemon:
         daemon.wait_for(moving)
         daemon.process.send_signal(signal.SIGUSR1)
         again = daemon.wait_for(lambda record: record.epoch == 2 and moving(record))
@@ -181,7 +140,7 @@ def test_the_operator_s_reset_begins_a_new_epoch(tiny_bundles: Path, server: str
 
 
 def test_without_a_server_it_waits_disarmed_until_it_is_ended(tiny_bundles: Path, frames: Path) -> None:
-    with Daemon(tiny_bundles / "edge", "127.0.0.1:9", frames) as daemon:
+    with replaying(tiny_bundles / "edge", "127.0.0.1:9", frames) as daemon:
         missed = daemon.wait_for(lambda record: record.miss != "")
         daemon.process.send_signal(signal.SIGTERM)
         code, _, err = daemon.finish()
@@ -191,7 +150,7 @@ def test_without_a_server_it_waits_disarmed_until_it_is_ended(tiny_bundles: Path
 
 
 def test_a_bundle_that_is_none_ends_the_run_with_its_own_exit_code(tmp_path: Path, frames: Path) -> None:
-    with Daemon(tmp_path, "127.0.0.1:9", frames) as daemon:
+    with replaying(tmp_path, "127.0.0.1:9", frames) as daemon:
         code, _, err = daemon.finish()
     assert code == 3
     assert "is not a bundle" in err
@@ -227,9 +186,9 @@ def start_script(script: str) -> Callable[[int], subprocess.Popen[str]]:
 
 def test_a_process_that_talks_nonsense_is_killed_and_started_again() -> None:
     script = "import socket, time\nsocket.socket(fileno=fd).send(b'nonsense')\ntime.sleep(60)"
-    supervisor = Supervisor(start_script(script))
+    supervisor = Supervisor("perception", Channel.pair, start_script(script))
     supervisor.begin()
-    until = time.monotonic() + _PATIENCE_S
+    until = time.monotonic() + PATIENCE_S
     while supervisor.generation < 2 and time.monotonic() < until:
         assert supervisor.receive() == []
         supervisor.send(Hint(1, 0, 0.3, 0.1, 0.5, True))
@@ -247,21 +206,21 @@ def test_a_process_that_does_not_end_with_the_channel_is_killed(monkeypatch: pyt
         processes.append(start_script("import time; time.sleep(60)")(fd))
         return processes[0]
 
-    supervisor = Supervisor(start)
+    supervisor = Supervisor("perception", Channel.pair, start)
     supervisor.begin()
-    until = time.monotonic() + _PATIENCE_S
+    until = time.monotonic() + PATIENCE_S
     while not supervisor.up and time.monotonic() < until:
         time.sleep(0.01)
     supervisor.end()
-    assert processes[0].wait(_PATIENCE_S) == -signal.SIGKILL
+    assert processes[0].wait(PATIENCE_S) == -signal.SIGKILL
 
 
 def test_an_exit_that_no_restart_can_mend_is_final() -> None:
     told: list[int | None] = []
-    supervisor = Supervisor(start_script("raise SystemExit(3)"))
+    supervisor = Supervisor("perception", Channel.pair, start_script("raise SystemExit(3)"))
     supervisor.on_fatal = lambda: told.append(supervisor.fatal)
     supervisor.begin()
-    supervisor._thread.join(_PATIENCE_S)
+    supervisor._thread.join(PATIENCE_S)
     assert told == [3]
     assert (supervisor.generation, supervisor.restarts) == (1, 0)
     supervisor.end()
@@ -274,4 +233,4 @@ def test_the_other_end_sees_that_the_daemon_is_gone() -> None:
     process = start_script(script)(theirs.fileno())
     theirs.close()
     ours.close()
-    assert process.wait(_PATIENCE_S) == 0
+    assert process.wait(PATIENCE_S) == 0

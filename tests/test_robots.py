@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
+from splitvla_edge.daemon import RunSettings
 from splitvla_edge.fallback import Command, State
-from splitvla_edge.robots import ROBOTS, find_robot, open_camera, open_robot
+from splitvla_edge.robots import ROBOTS, find_world, open_camera, open_robot
 from splitvla_edge.robots.base import ActionSpace, Kind
 from splitvla_edge.robots.camera import CameraSettings, V4l2Camera
 from splitvla_edge.robots.replay import CommandRecorder, ReplayCamera, ReplaySettings
@@ -192,18 +193,19 @@ def test_camera_settings_that_make_no_sense_are_refused() -> None:
 
 
 def test_an_unknown_robot_is_named_with_those_that_there_are() -> None:
-    with pytest.raises(ConfigError, match="replay, camera"):
-        find_robot("arm")
+    with pytest.raises(ConfigError, match="replay, camera, metaworld:TASK"):
+        find_world("arm")
 
 
 @pytest.mark.parametrize("name", ROBOTS)
 def test_every_robot_of_the_table_declares_its_action_space(name: str, folder: Path) -> None:
-    robot = open_robot(name, ReplaySettings(folder), folder)
+    settings = RunSettings(robot=name, replay=ReplaySettings(folder))
+    robot = open_robot(settings, 0.2, folder)
     assert robot.action_space.dims == 7
     assert robot.read_state().ready
     robot.close()
     if name == "replay":
-        open_camera(name, ReplaySettings(folder), CameraSettings()).close()
+        open_camera(settings).close()
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,13 @@ _LLAMA_DEFAULTS = {
 }
 
 
-def write_configuration(path: Path, sizes: Sizes, layout: Layout, seed: int) -> None:
-    statistics = {"widowx_tiny": _statistics(7, seed), "so100_tiny": _statistics(6, seed + 1)}
+def random_statistics(seed: int) -> dict[str, Any]:
+    """`norm_stats` of two made-up robots."""
+    return {"widowx_tiny": _statistics(7, seed), "so100_tiny": _statistics(6, seed + 1)}
+
+
+def write_configuration(path: Path, sizes: Sizes, layout: Layout, statistics: Mapping[str, Any]) -> None:
+    """statistics: `norm_stats`, one entry a data set."""
     write_json(path / "config.json", _config(sizes, layout, statistics))
     write_json(path / "preprocessor_config.json", _preprocessor_config(sizes, layout))
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": sizes.pad_token_id}

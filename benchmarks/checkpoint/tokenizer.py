@@ -21,13 +21,13 @@ _WORDS = (
 )
 
 
-def _pieces(action_vocab_size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _pieces(action_vocab_size: int, words: str = "") -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges in Llama-2's order: specials, bytes, merged pieces, single characters, actions last.
 
-    A vocabulary as long as Llama-2's has the lone space where OpenVLA looks for it.
+    A vocabulary as long as Llama-2's has the lone space where OpenVLA looks for it. words: further whole pieces.
     """
     merges: dict[tuple[str, str], None] = {}
-    for word in _WORDS.split():
+    for word in (_WORDS + " " + words).split():
         spelled = _SPACE + word
         for end in range(1, len(spelled)):
             merges[spelled[:end], spelled[end]] = None
@@ -45,8 +45,9 @@ def _pieces(action_vocab_size: int) -> tuple[dict[str, int], list[tuple[str, str
     return {piece: index for index, piece in enumerate(pieces)}, list(merges)
 
 
-def write_tokenizer(path: Path, sizes: Sizes) -> None:
-    vocab, merges = _pieces(sizes.action_vocab_size)
+def write_tokenizer(path: Path, sizes: Sizes, words: str = "") -> None:
+    """words: instructions' words, apart by spaces, that are to be single pieces besides the usual ones."""
+    vocab, merges = _pieces(sizes.action_vocab_size, words)
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
     tokenizer.post_processor = processors.TemplateProcessing(

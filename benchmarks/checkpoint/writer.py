@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.checkpoint.configuration import write_configuration, write_json
+from benchmarks.checkpoint.configuration import random_statistics, write_configuration, write_json
 from benchmarks.checkpoint.sizes import Layout, Sizes
 from benchmarks.checkpoint.tokenizer import write_tokenizer
 from benchmarks.checkpoint.weights import Planned, plan
@@ -60,7 +60,7 @@ def lay_out(
     """The same files with zeros for weights, which take no room on most disks. Returns what belongs into each file."""
     sizes = sizes or Sizes()
     path.mkdir(parents=True, exist_ok=True)
-    write_configuration(path, sizes, layout, seed)
+    write_configuration(path, sizes, layout, random_statistics(seed))
     write_tokenizer(path, sizes)
     shards = _shards(list(plan(sizes, layout)), dtype, max_shard_bytes or 1 << 62)
     names = ["model.safetensors"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from splitvla_shared import __version__
 from splitvla_shared.command_line import run_command
 from splitvla_shared.config import describe_config, load_config
+from splitvla_shared.errors import ConfigError
 
 # Options of `run` and the setting that each of them is.
 _RUN_OPTIONS = {
@@ -38,6 +39,8 @@ _RUN_OPTIONS = {
     "loop": "replay.loop",
     "commands": "replay.commands",
     "device": "camera.device",
+    "episodes": "simulator.episodes",
+    "seed": "simulator.seed",
     "tls_ca": "tls_ca",
     "tls_cert": "tls_cert",
     "tls_key": "tls_key",
@@ -61,9 +64,10 @@ def build_parser() -> argparse.ArgumentParser:
     watch = commands.add_parser("watch", help="show a run live, from its folder")
     watch.add_argument("run_dir", type=Path)
     watch.set_defaults(command=_watch)
-    perceive = commands.add_parser("perceive")  # the daemon's own second process; not listed in the help
-    perceive.add_argument("--fd", type=int, required=True)
-    perceive.set_defaults(command=_perceive)
+    for name, command in (("perceive", _perceive), ("simulate", _simulate)):
+        process = commands.add_parser(name)  # the daemon's own other processes; not listed in the help
+        process.add_argument("--fd", type=int, required=True)
+        process.set_defaults(command=command)
     return parser
 
 
@@ -97,7 +101,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", help="the edge half that `split` made")
     parser.add_argument("--server", metavar="HOST:PORT", help="or several, with commas between: the first is preferred")
     parser.add_argument("--hedge-ms", type=float, metavar="MS", help="ask a second server after this long (never)")
-    parser.add_argument("--robot", metavar="NAME", help="replay or camera")
+    parser.add_argument("--robot", metavar="NAME", help="replay, camera or metaworld:TASK")
     parser.add_argument("--instruction")
     _add_model(parser)
     parser.add_argument("--control-hz", type=float, metavar="HZ", help="ticks a second (5)")
@@ -109,6 +113,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--loop", action="store_true", default=None, help="replay: start over at the end")
     parser.add_argument("--commands", metavar="FILE", help="replay: where the commands are recorded")
     parser.add_argument("--device", help="camera: /dev/video0, an index, or a stream address")
+    parser.add_argument("--episodes", type=int, metavar="N", help="simulated robot: end after so many (1)")
+    parser.add_argument("--seed", type=int, metavar="N", help="simulated robot: of the first episode (0)")
     parser.add_argument("--view", action="store_true", help="show the run live in this terminal")
     parser.add_argument("--config", type=Path, metavar="TOML", help="settings file; options given here win over it")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; may be repeated")
@@ -205,6 +211,20 @@ def _perceive(arguments: argparse.Namespace) -> int:
     from splitvla_edge.perception import perceive
 
     return perceive(sys.stdin, arguments.fd)
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from splitvla_edge.robots import find_world
+    from splitvla_edge.robots.simulator.process import read_settings, serve
+
+    settings = read_settings(sys.stdin)
+    found = find_world(settings.robot)
+    if found is None:
+        raise ConfigError(f"robot {settings.robot!r} is not a simulated one")
+    kind, task = found
+    space = kind.action_space(settings.dt_s, settings.simulator.max_speed_m_s)
+    serve(kind.open(), task, space, settings, arguments.fd)
+    return 0
 
 
 if __name__ == "__main__":

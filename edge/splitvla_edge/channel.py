@@ -1,7 +1,5 @@
-"""The local socket pair between control and perception: small fixed messages, never a wait on the control side.
+"""What control and perception say to each other over their socket pair (datagrams.py): small fixed messages.
 
-Rules of this file: bytes of the peer become a message or a ChannelError; sizes are bounded before anything is built;
-a full buffer drops the message and counts it, because a slow peer must not slow the control loop. No pickle.
 Layout, little-endian: one byte for the kind, then the fields in the order of the class; a text is its length as u16
 and UTF-8. Both ends are of one version and on one machine, so that monotonic times may travel.
 """
@@ -9,28 +7,18 @@ and UTF-8. Both ends are of one version and on one machine, so that monotonic ti
 from __future__ import annotations
 
 import math
-import select
 import socket
 import struct
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from splitvla_edge.datagrams import ChannelError, Datagrams, inherited_socket, socket_pair
 from splitvla_edge.fallback import Asked, Chunk, Hint, LocalChunk, Miss, Outcome, Ready
-from splitvla_shared.errors import SplitVLAError
 from splitvla_shared.nouns import ServerHints, StageTimes
 
 MAX_CHUNK, MAX_DIMS, MAX_RUNGS, MAX_TEXT_BYTES = 256, 64, 32, 512
 _MAX_MESSAGE = 1024 + MAX_CHUNK * MAX_DIMS * 8
-_MAX_PER_RECEIVE = 256  # more than a peer sends in any sane period: one call must end
-
-
-class ChannelError(SplitVLAError):
-    """Bytes that are no message of this protocol."""
-
-
-class ChannelClosed(SplitVLAError):  # noqa: N818 - an ordinary end, not a fault
-    """The peer is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,74 +76,22 @@ def unpack(data: bytes) -> Message:
         raise ChannelError(f"a message of kind {data[0]} and {len(data)} bytes is damaged: {error}") from error
 
 
-class Channel:
-    """One end of the pair. Owned by its process; `send` may be called from two threads (a datagram is atomic)."""
+class Channel(Datagrams[Message]):
+    """The pair between control and perception."""
 
     def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self._socket = sock
-        self.dropped = 0
+        super().__init__(sock, pack, unpack, _MAX_MESSAGE)
 
     @classmethod
     def pair(cls) -> tuple[Channel, socket.socket]:
         """This process's end, and the socket whose fd goes to the other process."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = socket_pair()
         return cls(ours), theirs
 
     @classmethod
     def from_fd(cls, fd: int) -> Channel:
         """The end that the parent process handed over. Raises ChannelError when `fd` is no such socket."""
-        try:
-            sock = socket.socket(fileno=fd)
-        except OSError as error:
-            raise ChannelError(f"file descriptor {fd} is no socket ({error}); it is handed over by `run`") from error
-        if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
-            sock.detach()
-            raise ChannelError(f"file descriptor {fd} is not the daemon's socket; it is handed over by `run`")
-        return cls(sock)
-
-    def send(self, message: Message) -> bool:
-        """False when the peer's buffer is full and the message was dropped. Raises ChannelClosed."""
-        data = pack(message)
-        try:
-            self._socket.send(data)
-        except BlockingIOError:
-            self.dropped += 1
-            return False
-        except OSError as error:
-            raise ChannelClosed(f"the other process is gone ({error.strerror})") from error
-        return True
-
-    def receive(self) -> list[Message]:
-        """All messages that are there, without waiting. Raises ChannelError, and ChannelClosed once all are read."""
-        messages: list[Message] = []
-        while len(messages) < _MAX_PER_RECEIVE:
-            try:
-                data, _, flags, _ = self._socket.recvmsg(_MAX_MESSAGE)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                raise ChannelClosed(f"the other process is gone ({error.strerror})") from error
-            if not data:
-                if messages:
-                    break  # the end is met again by the next call
-                raise ChannelClosed("the other process closed its end")
-            if flags & socket.MSG_TRUNC:
-                raise ChannelError(f"a message is longer than {_MAX_MESSAGE} bytes")
-            messages.append(unpack(data))
-        return messages
-
-    def wait(self, timeout_s: float) -> bool:
-        """True when something can be received within `timeout_s`."""
-        try:
-            poller = select.poll()
-            poller.register(self._socket, select.POLLIN)
-            return bool(poller.poll(timeout_s * 1e3))
-        except (OSError, ValueError) as error:
-            raise ChannelClosed(f"this end is closed ({error})") from error
-
-    def close(self) -> None:
-        self._socket.close()
+        return cls(inherited_socket(fd))
 
 
 def _times(*values: float) -> None:

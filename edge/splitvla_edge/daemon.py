@@ -13,17 +13,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from splitvla_edge.channel import Channel
 from splitvla_edge.control import ControlLoop, Requests
 from splitvla_edge.fallback import FallbackSettings, State
 from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.notices import Notices
 from splitvla_edge.perception import PerceptionSettings
 from splitvla_edge.record import STEPS_FILE, LineWriter, StepRecord, read_steps, summarise, write_run
-from splitvla_edge.robots import open_robot
-from splitvla_edge.robots.base import Robot
+from splitvla_edge.robots import instruction_of, open_robot
+from splitvla_edge.robots.base import OpenedRobot
 from splitvla_edge.robots.camera import CameraSettings
 from splitvla_edge.robots.replay import ReplaySettings
-from splitvla_edge.supervisor import Supervisor, start_perception
+from splitvla_edge.robots.simulator.world import SimulatorSettings
+from splitvla_edge.supervisor import Supervisor, start_subcommand
 from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import ConfigError, RobotError
 from splitvla_shared.limits import check_instruction
@@ -35,8 +37,9 @@ _SIGNALS = {signal.SIGINT: "stop", signal.SIGTERM: "stop", signal.SIGUSR1: "rese
 class RunSettings:
     """Everything that `run` can be told.
 
-    bundle, server and instruction have no default. run_dir: of the step log, none = runs/<time>. accept_clipped:
-    execute actions of which tokens had to be clipped. threads: of the encoder, none = all physical cores.
+    bundle, server and instruction have no default, but a simulated robot knows its task's instruction. run_dir: of the
+    step log, none = runs/<time>. accept_clipped: execute actions of which tokens had to be clipped. threads: of the
+    encoder, none = all physical cores.
     encoder: fp32, or fp16 or int8 where the bundle has them. provider: auto, tensorrt, cuda or cpu.
     server: HOST:PORT, or several with commas between them, the preferred one first. hedge_ms: when a call without an
     answer is sent to the next server as well, none = never.
@@ -66,6 +69,7 @@ class RunSettings:
     fallback: FallbackSettings = field(default_factory=FallbackSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     camera: CameraSettings = field(default_factory=CameraSettings)
+    simulator: SimulatorSettings = field(default_factory=SimulatorSettings)
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.control_hz <= 1000:
@@ -77,16 +81,21 @@ class RunSettings:
         if len({path is None for path in (self.tls_ca, self.tls_cert, self.tls_key)}) > 1:
             raise ConfigError("tls_ca, tls_cert and tls_key belong together; set all three or none")
 
-    def perception(self, first_frame: int) -> PerceptionSettings:
+    @property
+    def dt_s(self) -> float:
+        """The control period."""
+        return 1.0 / self.control_hz
+
+    def perception(self, first_frame: int, camera_memory: Path | None = None) -> PerceptionSettings:
         """The perception process's part. Raises ConfigError when a setting without default is not set."""
         if self.bundle is None or not self.server:
             raise ConfigError("bundle and server must be set: --bundle DIR --server HOST:PORT")
         shared = {
             each.name: getattr(self, each.name)
             for each in dataclasses.fields(PerceptionSettings)
-            if each.name != "first_frame"
+            if each.name not in ("first_frame", "camera_memory")
         }
-        return PerceptionSettings(**shared, first_frame=first_frame)
+        return PerceptionSettings(**shared, first_frame=first_frame, camera_memory=camera_memory)
 
 
 def new_run_dir() -> Path:
@@ -100,11 +109,13 @@ def run(settings: RunSettings) -> int:
     Returns 0, RobotError's exit code when the run ended in SAFE_STOP, or perception's own when it gave up for good.
     Raises ConfigError and ObservationError before anything moves.
     """
+    if not settings.instruction:
+        settings = dataclasses.replace(settings, instruction=instruction_of(settings.robot))
     check_instruction(settings.instruction)
     settings.perception(0)
     run_dir = settings.run_dir or new_run_dir()
     about = {"settings": dataclasses.asdict(settings), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "ended": False}
-    robot = open_robot(settings.robot, settings.replay, run_dir)
+    robot = open_robot(settings, settings.dt_s, run_dir)
     log = LineWriter(run_dir / STEPS_FILE)
     state, fatal = State.INIT, None
     try:
@@ -113,17 +124,26 @@ def run(settings: RunSettings) -> int:
     finally:
         robot.close()
         log.close()
-        write_run(run_dir, {**about, "ended": True, "state": state.value, "lines_lost": log.dropped + log.failed})
+        about |= {"ended": True, "state": state.value, "lines_lost": log.dropped + log.failed}
+        write_run(run_dir, about | {"episodes": [episode.to_record() for episode in robot.episodes]})
+    for episode in robot.episodes:
+        print(episode.line())
     print(f"{run_dir}: {summarise(read_steps(run_dir / STEPS_FILE)).line()}")
     if fatal is not None:
         return fatal
     return RobotError.exit_code if state is State.SAFE_STOP else 0
 
 
-def _control(settings: RunSettings, robot: Robot, log: LineWriter) -> tuple[State, int | None]:
-    dt_s = 1.0 / settings.control_hz
-    machine = FallbackMachine(settings.fallback, robot.action_space, dt_s, accept_clipped=settings.accept_clipped)
-    supervisor = Supervisor(lambda fd: start_perception(settings.perception(loop.frames_seen).to_json(), fd))
+def _control(settings: RunSettings, robot: OpenedRobot, log: LineWriter) -> tuple[State, int | None]:
+    machine = FallbackMachine(
+        settings.fallback, robot.action_space, settings.dt_s, accept_clipped=settings.accept_clipped
+    )
+    memory = robot.camera_memory
+    supervisor = Supervisor(
+        "perception",
+        Channel.pair,
+        lambda fd: start_subcommand("perceive", settings.perception(loop.frames_seen, memory).to_json(), fd),
+    )
     notices = Notices(sys.stderr)
     loop = ControlLoop(machine, robot, supervisor, _emitter(log, notices))
 

@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from splitvla_edge.channel import Channel, ChannelClosed, ChannelError, Contract, Exhausted, FrameSeen, Message
+from splitvla_edge.channel import Channel, Contract, Exhausted, FrameSeen, Message
+from splitvla_edge.datagrams import ChannelClosed, ChannelError
 from splitvla_edge.fallback import Asked, Chunk, Hint, Miss, Outcome, Ready, deadline_s
 from splitvla_edge.robots import open_camera
 from splitvla_edge.robots.base import Camera, Frame
 from splitvla_edge.robots.camera import CameraSettings
 from splitvla_edge.robots.replay import ReplaySettings
+from splitvla_edge.robots.simulator.world import SimulatorSettings
 from splitvla_shared.config import load_config
 from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import (
@@ -76,7 +78,10 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PerceptionSettings:
-    """See RunSettings, of which this is the perception process's part. first_frame: where a replay begins."""
+    """See RunSettings, of which this is the perception process's part.
+
+    first_frame: where a replay begins. camera_memory: where a simulated robot's pictures are.
+    """
 
     bundle: Path
     server: str
@@ -95,8 +100,10 @@ class PerceptionSettings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     first_frame: int = 0
+    camera_memory: Path | None = None
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     camera: CameraSettings = field(default_factory=CameraSettings)
+    simulator: SimulatorSettings = field(default_factory=SimulatorSettings)
 
     def to_json(self) -> str:
         """One object of dotted keys, as `load_config` takes them; what is None is left out."""
@@ -278,7 +285,7 @@ def perceive(stream: TextIO, fd: int) -> int:
     settings = read_settings(stream)
     security = Security.from_files(settings.tls_ca, settings.tls_cert, settings.tls_key)
     scheme = parse_scheme(settings.scheme)
-    camera = open_camera(settings.robot, settings.replay, settings.camera, settings.first_frame)
+    camera = open_camera(settings, settings.first_frame, settings.camera_memory)
     try:
         with EdgePolicy.open(
             settings.bundle,

@@ -1,4 +1,4 @@
-"""Starts the perception process, starts it again when it dies, and is its end of the channel."""
+"""Starts a process of the daemon, starts it again when it dies, and is our end of the channel to it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
-from splitvla_edge.channel import Channel, ChannelClosed, ChannelError, Message
+from splitvla_edge.datagrams import ChannelClosed, ChannelError, Datagrams
 
 FATAL = (2, 3)  # exit codes of ConfigError, ObservationError, BundleError and SpecMismatch: a restart mends none
 _BACKOFF_S = (0.5, 5.0)  # first and last
 _GOOD_RUN_S = 10.0  # a process that lived this long starts the back-off anew
 _END_S = 3.0
 
+M = TypeVar("M")
+
 Start = Callable[[int], "subprocess.Popen[str]"]
 
 
-def start_perception(settings_json: str, fd: int) -> subprocess.Popen[str]:
-    """The `perceive` subcommand, with its settings on standard input and its own process group."""
+def start_subcommand(name: str, settings_json: str, fd: int) -> subprocess.Popen[str]:
+    """`perceive` or `simulate`, with its settings on standard input and its own process group."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "splitvla_edge", "perceive", "--fd", str(fd)],
+        [sys.executable, "-m", "splitvla_edge", name, "--fd", str(fd)],
         stdin=subprocess.PIPE,
         text=True,
         pass_fds=(fd,),
@@ -35,22 +38,30 @@ def start_perception(settings_json: str, fd: int) -> subprocess.Popen[str]:
     return process
 
 
-class Supervisor:
-    """The control loop's Peer. Owned by the control process.
+class Supervisor(Generic[M]):
+    """One process and the channel to it; no call waits or raises. Owned by the control process.
 
     Mutable state: the process and the channel, exchanged by the supervising thread under a lock that nobody holds for
-    longer than a non-blocking call. `fatal` is the exit code with which perception gave up for good.
+    longer than a non-blocking call. `fatal` is the exit code with which the process gave up for good.
     """
 
-    def __init__(self, start: Start, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """start: fd of the process's end of the channel to the started process."""
+    def __init__(
+        self,
+        name: str,
+        pair: Callable[[], tuple[Datagrams[M], socket.socket]],
+        start: Start,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """name: in messages. pair: a new channel: our end, and the other. start: fd of that to the started process."""
+        self.name = name
         self.fatal: int | None = None
         self.restarts = 0
         self.on_fatal: Callable[[], None] = lambda: None
-        self._start, self._clock = start, clock
+        self._pair, self._start, self._clock = pair, start, clock
         self._lock = threading.Lock()
         self._ending = threading.Event()
-        self._channel: Channel | None = None
+        self._channel: Datagrams[M] | None = None
         self._process: subprocess.Popen[str] | None = None
         self._generation = 0
         self._thread = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
@@ -65,7 +76,7 @@ class Supervisor:
 
     @property
     def pid(self) -> int | None:
-        """Of the perception process, None while there is none."""
+        """Of the process, None while there is none."""
         process = self._process
         return None if process is None else process.pid
 
@@ -73,7 +84,7 @@ class Supervisor:
         self._thread.start()
 
     def end(self) -> None:
-        """Close the channel, upon which perception ends by itself; kill it when it does not."""
+        """Close the channel, upon which the process ends by itself; kill it when it does not."""
         self._ending.set()
         with self._lock:
             channel, self._channel = self._channel, None
@@ -88,19 +99,19 @@ class Supervisor:
         if self._thread.is_alive():
             self._thread.join(_END_S)
 
-    def receive(self) -> list[Message]:
+    def receive(self) -> list[M]:
         with self._lock:
             try:
                 return [] if self._channel is None else self._channel.receive()
             except ChannelClosed:
                 return []
             except ChannelError as error:
-                print(f"splitvla-edge: perception: {error}; it is started again", file=sys.stderr)
+                print(f"splitvla-edge: {self.name}: {error}; it is started again", file=sys.stderr)
                 if self._process is not None:
                     self._process.kill()
                 return []
 
-    def send(self, message: Message) -> None:
+    def send(self, message: M) -> None:
         with self._lock, contextlib.suppress(ChannelClosed):
             if self._channel is not None:
                 self._channel.send(message)
@@ -120,14 +131,14 @@ class Supervisor:
                 backoff_s = _BACKOFF_S[0]
             self.restarts += 1
             print(
-                f"splitvla-edge: perception ended with {code}; it is started again in {backoff_s:.1f} s",
+                f"splitvla-edge: {self.name} ended with {code}; it is started again in {backoff_s:.1f} s",
                 file=sys.stderr,
             )
             self._ending.wait(backoff_s)
             backoff_s = min(backoff_s * 2, _BACKOFF_S[1])
 
     def _run_once(self) -> int:
-        channel, theirs = Channel.pair()
+        channel, theirs = self._pair()
         try:
             process = self._start(theirs.fileno())
         finally:

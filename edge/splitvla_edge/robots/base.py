@@ -5,8 +5,10 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
+from splitvla_edge.episodes import Episode
 from splitvla_edge.fallback import Command
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.nouns import Image
@@ -149,3 +151,15 @@ class Robot(Protocol):
         """Ask the driver to come to rest and stay there. May be called twice."""
 
     def close(self) -> None: ...
+
+
+class OpenedRobot(Robot, Protocol):
+    """Used by the daemon: a robot, and what it knows besides moving."""
+
+    @property
+    def camera_memory(self) -> Path | None:
+        """Where the robot's own camera leaves its pictures; None where the camera is a device of its own."""
+
+    @property
+    def episodes(self) -> tuple[Episode, ...]:
+        """Those that have ended, in a world that knows when a task is done; elsewhere none."""

@@ -1,0 +1,109 @@
+"""Who acts in the world: the split policy over gRPC, the unsplit reference, and wrappers that take senses away."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from splitvla_shared.errors import ConfigError, DeadlineMissed, Unreachable
+from splitvla_shared.nouns import ActionChunk, Observation
+
+PRECISIONS = ("fp32", "bf16")  # of the unsplit model
+_RETRIES, _PAUSE_S = 10, 0.5
+
+
+class Actor(Protocol):
+    def act(self, observation: Observation) -> ActionChunk:
+        """Raises SplitVLAError when there is no action."""
+
+
+class Policy(Protocol):
+    """What is asked of EdgePolicy."""
+
+    def act(self, observation: Observation, *, deadline_s: float) -> ActionChunk: ...
+
+
+class SplitActor:
+    """The product: encoder here, codec, gRPC, backbone in the server process.
+
+    The world waits, so a call that found no connection, or no answer in time, is made again: what is measured in
+    lockstep is what the model says, not the machine's load.
+    """
+
+    def __init__(self, policy: Policy, deadline_s: float = 30.0, pause: Callable[[float], None] = time.sleep) -> None:
+        self._policy, self._deadline_s, self._pause = policy, deadline_s, pause
+
+    def act(self, observation: Observation) -> ActionChunk:
+        for _ in range(_RETRIES):
+            with contextlib.suppress(Unreachable, DeadlineMissed):
+                return self._policy.act(observation, deadline_s=self._deadline_s)
+            self._pause(_PAUSE_S)
+        return self._policy.act(observation, deadline_s=self._deadline_s)
+
+
+class UnsplitActor:
+    """The reference: the checkpoint's own files through splitvla_cloud.verify.unsplit, nothing of a bundle."""
+
+    def __init__(self, checkpoint: Path, precision: str = "fp32", unnorm_key: str | None = None) -> None:
+        """Raises CheckpointError, and ConfigError for a precision that the reference does not have."""
+        import torch
+
+        from splitvla_cloud.split.checkpoint import Checkpoint
+        from splitvla_cloud.verify.unsplit import UnsplitBackbone, UnsplitEncoder
+
+        if precision not in PRECISIONS:
+            raise ConfigError(f"the unsplit model has no precision {precision!r}; one of {', '.join(PRECISIONS)}")
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        self._source = Checkpoint.open(checkpoint)
+        self._encoder = UnsplitEncoder(self._source, dtype)
+        self._backbone = UnsplitBackbone(self._source, dtype, "cpu")
+        self._statistics = _choose(self._source.statistics, unnorm_key)
+        self._dims = len(self._statistics["action"]["q01"])
+
+    def act(self, observation: Observation) -> ActionChunk:
+        from splitvla_cloud.verify.unsplit import actions, prompt_ids, square
+
+        seen = self._encoder.see(square(observation.images[0], self._source.vision))
+        said = self._backbone.answer(prompt_ids(self._source, observation.instruction), seen.patches, self._dims)
+        numbers = actions(said.tokens, self._source, self._statistics)
+        return ActionChunk(observation.step, numbers[None], "unsplit", tokens=said.tokens)
+
+
+class Blind:
+    """Shows its actor a black picture instead of the world."""
+
+    def __init__(self, actor: Actor) -> None:
+        self._actor = actor
+
+    def act(self, observation: Observation) -> ActionChunk:
+        black = tuple(np.zeros_like(image) for image in observation.images)
+        return self._actor.act(dataclasses.replace(observation, images=black))
+
+
+class Compared:
+    """Acts by `actor`, and asks `reference` the same on every step. Mutable state: how many answers differed."""
+
+    def __init__(self, actor: Actor, reference: Actor) -> None:
+        self._actor, self._reference = actor, reference
+        self.steps = self.differing = 0
+
+    def act(self, observation: Observation) -> ActionChunk:
+        chunk = self._actor.act(observation)
+        self.steps += 1
+        self.differing += chunk.tokens != self._reference.act(observation).tokens
+        return chunk
+
+
+def _choose(statistics: Mapping[str, Any], key: str | None) -> Mapping[str, Any]:
+    if key is None and len(statistics) == 1:
+        (key,) = statistics
+    if key is None or key not in statistics:
+        raise ConfigError(f"unnorm key {key!r}: name one of {', '.join(statistics)}")
+    chosen: Mapping[str, Any] = statistics[key]
+    return chosen

@@ -1,0 +1,126 @@
+"""Runs an evaluation on either clock: processes up, episodes one after the other, counts."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.closed_loop.actors import Actor, Blind, Compared, SplitActor, UnsplitActor
+from benchmarks.closed_loop.daemon_runs import Drive, linked, run_daemon
+from benchmarks.closed_loop.evaluation import LOCKSTEP, Evaluation
+from benchmarks.closed_loop.frame_account import FrameAccount
+from benchmarks.closed_loop.results import TaskResult
+from benchmarks.closed_loop.rollout import Rollout, roll_out
+from benchmarks.closed_loop.trained import halves, trained
+from benchmarks.processes import ServerProcess
+from splitvla_edge import EdgePolicy
+from splitvla_edge.episodes import Outcome
+from splitvla_edge.robots.metaworld.adapter import open_world
+from splitvla_shared.codec import parse_scheme
+
+Tell = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Findings:
+    """What an evaluation found. notes: sentences for below the table. first: its first episode, in lockstep."""
+
+    tasks: list[TaskResult] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    first: Rollout | None = None
+
+
+def run(evaluation: Evaluation, tell: Tell) -> Findings:
+    """tell: gets a line of progress now and then. Raises SplitVLAError and ProcessLost."""
+    evaluation.check()
+    return in_lockstep(evaluation, tell) if evaluation.clock == LOCKSTEP else on_the_real_clock(evaluation, tell)
+
+
+def in_lockstep(evaluation: Evaluation, tell: Tell) -> Findings:
+    found, account = Findings(), FrameAccount()
+    world = open_world()
+    try:
+        with _acting(evaluation) as actor:
+            for task in evaluation.tasks:
+                steps: list[int] = []
+                for number in range(evaluation.episodes):
+                    seed, said = evaluation.seed + number, evaluation.instruction(task)
+                    rollout = roll_out(world, task, seed, actor, said, evaluation.steps)
+                    steps += [len(rollout.steps)] if rollout.success else []
+                    account.add(rollout)
+                    found.first = found.first or rollout
+                    tell(f"{task} {number + 1}/{evaluation.episodes}, {len(steps)} done")
+                found.tasks.append(TaskResult(task, evaluation.episodes, len(steps), tuple(steps)))
+    finally:
+        world.close()
+    if isinstance(actor, Compared):
+        found.notes.append(f"Tokens: {actor.differing} of {actor.steps} steps differ from the unsplit model's.")
+    found.notes += account.notes()
+    return found
+
+
+def on_the_real_clock(evaluation: Evaluation, tell: Tell) -> Findings:
+    found, overtaken = Findings(), 0
+    with (
+        halves(evaluation.checkpoint or trained(), evaluation.bundles) as bundles,
+        _serving(evaluation, bundles) as address,
+        linked(address, evaluation.delay_ms, evaluation.trace) as server,
+        tempfile.TemporaryDirectory(prefix="splitvla-runs-") as folder,
+    ):
+        drive = Drive(bundles / "edge", server, evaluation)
+        for task in evaluation.tasks:
+            tell(f"{task}: {evaluation.episodes} episodes")
+            episodes = run_daemon(drive, task, (evaluation.out or Path(folder)) / f"run-{task}")
+            steps = tuple(each.steps for each in episodes if each.outcome is Outcome.SUCCESS)
+            lost = sum(each.outcome is Outcome.LOST for each in episodes)
+            found.tasks.append(TaskResult(task, len(episodes), len(steps), steps, lost))
+            overtaken += sum(each.overtaken for each in episodes)
+    lost = sum(result.lost for result in found.tasks)
+    found.notes.append(f"Actions overtaken by a newer command: {overtaken}. Episodes lost to a dead simulator: {lost}.")
+    return found
+
+
+@contextlib.contextmanager
+def _acting(evaluation: Evaluation) -> Iterator[Actor]:
+    """The actor that is asked for, with its server where it has one."""
+    checkpoint = evaluation.checkpoint or trained()
+    with contextlib.ExitStack() as stack:
+        actor: Actor
+        if evaluation.unsplit:
+            actor = UnsplitActor(checkpoint, evaluation.precision, evaluation.unnorm_key)
+        else:
+            bundles = stack.enter_context(halves(checkpoint, evaluation.bundles))
+            actor = SplitActor(stack.enter_context(_connected(evaluation, bundles)))
+        if evaluation.black_image:
+            actor = Blind(actor)
+        yield (
+            Compared(actor, UnsplitActor(checkpoint, unnorm_key=evaluation.unnorm_key))
+            if evaluation.same_tokens
+            else actor
+        )
+
+
+@contextlib.contextmanager
+def _serving(evaluation: Evaluation, bundles: Path) -> Iterator[str]:
+    threads = ("--threads", str(evaluation.threads))
+    with ServerProcess(bundles / "cloud", *threads, precision=evaluation.precision) as server:
+        yield server.wait_ready(120.0)
+
+
+@contextlib.contextmanager
+def _connected(evaluation: Evaluation, bundles: Path) -> Iterator[EdgePolicy]:
+    with (
+        _serving(evaluation, bundles) as address,
+        EdgePolicy.connect(
+            bundles / "edge",
+            address,
+            unnorm_key=evaluation.unnorm_key,
+            scheme=parse_scheme(evaluation.scheme),
+            threads=evaluation.threads,
+            encoder=evaluation.encoder,
+        ) as policy,
+    ):
+        yield policy

@@ -1,0 +1,1 @@
+"""A small policy of OpenVLA's architecture that really does tasks: its data, its training and its checkpoint."""
