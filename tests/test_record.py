@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,6 +102,43 @@ class StuckFile:
             raise self.error
         assert self.release.wait(5.0)
         return len(data)
+
+    def truncate(self, size: int) -> None:
+        raise OSError(errno.EINVAL, "this is no regular file")
+
+
+class SmallDisk(io.FileIO):
+    """A file on a disk with `room` bytes left, which takes the part of a line that it has room for."""
+
+    room = 12
+
+    def write(self, data: Any, /) -> int:
+        taken = bytes(data)[: self.room]
+        if not taken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.room -= len(taken)
+        return super().write(taken)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        assert size is not None
+        self.room += self.tell() - size
+        return super().truncate(size)
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_line_leaves_whole_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "steps.jsonl"
+    disk = SmallDisk(path, "wb")
+    monkeypatch.setattr(Path, "open", lambda *_, **__: disk)
+    writer = LineWriter(path)
+    for line in ("one", "two", "a long line", "six", "too"):
+        writer.put(line)
+    writer.close()
+    monkeypatch.undo()
+    assert path.read_text() == "one\ntwo\nsix\n"
+    assert writer.failed == 2
+    assert capsys.readouterr().err.count("no space left for a whole line; the log has gaps") == 1
 
 
 def test_a_disk_that_hangs_costs_lines_and_never_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

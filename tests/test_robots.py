@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image as PillowImage
 
@@ -126,8 +127,8 @@ class FakeCapture:
         if not self.left:
             return False, None
         self.left -= 1
-        picture = np.zeros((2, 2, 3), np.uint8)
-        picture[..., 0] = 200  # blue comes first in OpenCV
+        picture = np.zeros((16, 16, 3), np.uint8)
+        picture[:8, :, 0] = 200  # blue comes first in OpenCV
         return True, picture
 
     def release(self) -> None:
@@ -185,11 +186,68 @@ def test_a_camera_s_image_is_rgb() -> None:
     assert frame.image[0, 0].tolist() == [0, 0, 200]
 
 
+class Pictures:
+    """A device that gives these pictures, 125 ms apart by its own clock, and then keeps its reader waiting."""
+
+    def __init__(self, pictures: list[npt.NDArray[np.uint8]]) -> None:
+        self.pictures, self.now = list(pictures), 50.0
+        self.all_read, self.unplugged = threading.Event(), threading.Event()
+
+    def read(self) -> tuple[bool, Any]:
+        if not self.pictures:
+            self.all_read.set()
+            self.unplugged.wait(5.0)
+            return False, None
+        self.now += 0.125
+        return True, self.pictures.pop(0)
+
+    def release(self) -> None: ...
+
+
+SCENE = np.arange(16 * 16 * 3).astype(np.uint8).reshape(16, 16, 3)
+BLACK = np.zeros((16, 16, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "newest", "fault"),
+    [
+        ([SCENE, BLACK], 0, ""),  # passed over
+        ([SCENE, BLACK, BLACK, BLACK], 0, "sees nothing"),
+        ([BLACK], None, "sees nothing"),
+        ([SCENE, BLACK, BLACK, BLACK, SCENE + 1], 4, ""),
+        ([SCENE] * 3, 2, ""),
+        ([SCENE] * 8, 2, "is frozen"),
+        ([*[SCENE] * 8, SCENE + 1], 8, ""),
+    ],
+)
+def test_a_frame_that_shows_nothing_is_never_the_newest_and_soon_a_fault(
+    pictures: list[npt.NDArray[np.uint8]], newest: int | None, fault: str
+) -> None:
+    device = Pictures(pictures)
+    camera = V4l2Camera(CameraSettings(), open_capture=lambda _: device, clock=lambda: device.now)
+    try:
+        assert device.all_read.wait(5.0)
+        kept = camera.newest(0.0)
+        assert (None if kept is None else kept[1]) == newest
+        if fault:
+            with pytest.raises(RobotError, match=f"camera 0 {fault}"):
+                camera.latest(0.0)
+        else:
+            assert camera.latest(0.0) is not None
+    finally:
+        device.unplugged.set()
+        camera.close()
+
+
 def test_camera_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigError):
         CameraSettings(device="")
     with pytest.raises(ConfigError):
         CameraSettings(width=-1)
+    with pytest.raises(ConfigError, match="blind_levels is 256"):
+        CameraSettings(blind_levels=256)
+    with pytest.raises(ConfigError, match=r"frozen_ms is -1\.0"):
+        CameraSettings(frozen_ms=-1.0)
 
 
 def test_an_unknown_robot_is_named_with_those_that_there_are() -> None:

@@ -151,7 +151,7 @@ def read_runs(path: Path) -> list[Trace]:
 
 def read_delays(path: Path, slot_s: float) -> Trace:
     """Round trips in ms as a .list of runs gives them, all runs joined, one each slot_s seconds."""
-    return Trace(slot_s, np.concatenate([run.values for run in read_runs(path)]))
+    return Trace(slot_s, joined(read_runs(path)).values)
 
 
 def _numbers(line: str) -> npt.NDArray[np.float64]:
@@ -159,7 +159,7 @@ def _numbers(line: str) -> npt.NDArray[np.float64]:
 
 
 def _read_joined_runs(path: Path) -> Trace:
-    return Trace(RUN_SLOT_S, np.concatenate([run.values for run in read_runs(path)]))
+    return joined(read_runs(path))
 
 
 def _read_seconds(path: Path) -> Trace:
@@ -174,6 +174,14 @@ _READERS = {
     ".list": _read_joined_runs,
     ".csv": _read_seconds,
 }
+
+
+def joined(traces: Sequence[Trace]) -> Trace:
+    """One after the other; all must have slots of one length."""
+    lengths = {trace.slot_s for trace in traces}
+    if len(lengths) != 1:
+        raise TraceError(f"{len(traces)} traces with slots of {sorted(lengths)} s can't be joined")
+    return Trace(lengths.pop(), np.concatenate([trace.values for trace in traces]))
 
 
 def mahimahi_lines(trace: Trace) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -65,14 +66,14 @@ class StepRecord:
 class LineWriter:
     """Lines to a file without ever making the caller wait.
 
-    Owned by the control process; `put` from one thread. Mutable state: the queue, and the counts of what was lost:
-    `dropped` when the queue was full, `failed` when the disk refused.
+    Owned by the control process; `put` from one thread. Mutable state: the queue, the end of the last whole line in the
+    file, and the counts of what was lost: `dropped` when the queue was full, `failed` when the disk refused.
     """
 
     def __init__(self, path: Path, capacity: int = _QUEUE_LINES) -> None:
         """Raises ConfigError when the file can't be made."""
         self.dropped = self.failed = 0
-        self._path = path
+        self._path, self._end = path, 0
         self._queue: queue.Queue[str | None] = queue.Queue(capacity)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,12 +103,23 @@ class LineWriter:
                 self._write_line(file, line)
 
     def _write_line(self, file: io.FileIO, line: str) -> None:
+        data, reason = line.encode() + b"\n", "no space left for a whole line"
         try:
-            file.write(line.encode() + b"\n")
+            if file.write(data) == len(data):
+                self._end += len(data)
+                return
         except OSError as error:
-            self.failed += 1
-            if self.failed == 1:
-                print(f"splitvla-edge: {self._path}: {error.strerror}; the log has gaps", file=sys.stderr)
+            reason = str(error.strerror)
+        self._take_back_torn_line(file)
+        self.failed += 1
+        if self.failed == 1:
+            print(f"splitvla-edge: {self._path}: {reason}; the log has gaps", file=sys.stderr)
+
+    def _take_back_torn_line(self, file: io.FileIO) -> None:
+        """A disk that fills up takes the first part of a line: without it, what follows can still be read."""
+        with contextlib.suppress(OSError):  # a pipe has nothing to take back
+            file.truncate(self._end)
+            file.seek(self._end)
 
 
 def write_run(run_dir: Path, content: Mapping[str, Any]) -> None:

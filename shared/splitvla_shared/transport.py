@@ -30,7 +30,7 @@ _CLIENT: tuple[Option, ...] = (
 )
 
 _SERVER: tuple[Option, ...] = (
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 250),
+    ("grpc.http2.min_ping_interval_without_data_ms", 250),
     ("grpc.http2.max_ping_strikes", 2),
     ("grpc.keepalive_time_ms", 2000),
     ("grpc.keepalive_timeout_ms", 1000),

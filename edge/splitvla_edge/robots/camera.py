@@ -1,4 +1,7 @@
-"""A live camera through OpenCV: a thread grabs, only the newest frame is kept, an unplugged device is opened again."""
+"""A live camera through OpenCV: a thread grabs, only the newest frame is kept, an unplugged device is opened again.
+
+A picture that shows nothing (frame_guard.py) is not kept: one is passed over, several are a fault.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,33 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from splitvla_edge.robots.base import Frame
+from splitvla_edge.robots.frame_guard import FrameGuard
 from splitvla_shared.errors import ConfigError, RobotError
 
 _REOPEN_S = 0.5
+_GLITCH_S = 0.2  # a black frame now and then is a glitch; without a good one for so long, it is a fault
 
 
 @dataclass(frozen=True, slots=True)
 class CameraSettings:
-    """device: /dev/video0, an index, or a stream's address. width, height: asked of the device, 0 = its own."""
+    """device: /dev/video0, an index, or a stream's address. width, height: asked of the device, 0 = its own.
+
+    blind_levels, frozen_ms: see FrameGuard; 0 turns either off.
+    """
 
     device: str = "0"
     width: int = 640
     height: int = 480
+    blind_levels: int = 8
+    frozen_ms: float = 300.0
 
     def __post_init__(self) -> None:
         if not self.device or not (0 <= self.width <= 8192 and 0 <= self.height <= 8192):
             raise ConfigError(f"camera {self.device!r} with {self.width}x{self.height} pixels makes no sense")
+        if not 0 <= self.blind_levels <= 255:
+            raise ConfigError(f"camera.blind_levels is {self.blind_levels}; expected 0..255")
+        if not 0 <= self.frozen_ms <= 60_000:
+            raise ConfigError(f"camera.frozen_ms is {self.frozen_ms}; expected 0..60000")
 
 
 class Capture(Protocol):
@@ -36,7 +50,7 @@ class Capture(Protocol):
 
 
 class V4l2Camera:
-    """Owned by the perception process. Mutable state, under a lock: the newest frame, and why there is none."""
+    """Owned by the perception process. Mutable state, under a lock: the newest frame, and what is wrong now."""
 
     def __init__(
         self,
@@ -61,7 +75,7 @@ class V4l2Camera:
             return None if self._frame is None else (self._frame.captured_at, self._frame.index)
 
     def latest(self, now: float) -> Frame | None:
-        """Raises RobotError while the device is away."""
+        """Raises RobotError while the device is away or shows nothing."""
         with self._lock:
             if self._fault:
                 raise RobotError(self._fault)
@@ -86,15 +100,22 @@ class V4l2Camera:
                 self._closing.wait(_REOPEN_S)
 
     def _grab_until_it_fails(self, capture: Capture) -> None:
+        guard = FrameGuard(self._settings.blind_levels, self._settings.frozen_ms / 1e3)
         while not self._closing.is_set():
             there, picture = capture.read()
             if not there or picture is None or picture.ndim != 3:
                 return
             captured_at = self._clock()  # the end of the exposure is a few ms earlier: drivers do not agree on it
             image = picture[:, :, ::-1].copy()  # OpenCV's order is BGR
-            with self._lock:
-                self._frame, self._fault = Frame(image, captured_at, self._index), ""
+            self._keep(Frame(image, captured_at, self._index), guard.judge(image, captured_at))
             self._index += 1
+
+    def _keep(self, frame: Frame, wrong: str) -> None:
+        with self._lock:
+            if not wrong:
+                self._frame, self._fault = frame, ""
+            elif self._frame is None or frame.captured_at - self._frame.captured_at > _GLITCH_S:
+                self._fault = f"camera {self._settings.device} {wrong}"
 
 
 def open_device(settings: CameraSettings) -> Capture | None:
