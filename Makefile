@@ -32,9 +32,8 @@ check: $(READY) ## lint, formatting, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY) ## measure the framework's own overhead and the codecs here
-	$(BIN)/python -m benchmarks.overhead
-	$(BIN)/python -m benchmarks.codec_speed
+bench: $(READY) ## measure the split against its alternatives here: stages, links, robots (quick mode)
+	$(BIN)/python -m benchmarks.latency $(BENCH)
 
 proto: $(READY) ## regenerate the gRPC stubs from proto/inference.proto
 	$(BIN)/python -m grpc_tools.protoc -I splitvla_shared/wire=proto \

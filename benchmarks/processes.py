@@ -11,6 +11,10 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _READY = re.compile(r"\bready on (\S+:\d+)")
 _LOADED = re.compile(r"\bready on\b|\bwaiting for \S+:\d+")
@@ -20,15 +24,14 @@ class ProcessLost(RuntimeError):  # noqa: N818 - what happened, in one word
     """A process ended, or never came to what was waited for."""
 
 
-class ServerProcess:
-    """`splitvla-cloud serve` in a process of its own, with its output kept.
+class ModuleProcess:
+    """`python -m MODULE ARGUMENTS`, a server that says "ready on HOST:PORT", with its output kept.
 
     Mutable state: the child and the lines it printed, written by one reader thread.
     """
 
-    def __init__(self, bundle: Path, *options: str, listen: str = "127.0.0.1:0", precision: str = "fp32") -> None:
-        command = [sys.executable, "-u", "-m", "splitvla_cloud", "serve", "--bundle", str(bundle)]
-        command += ["--precision", precision, "--listen", listen, *options]
+    def __init__(self, module: str, *arguments: str) -> None:
+        command = [sys.executable, "-u", "-m", module, *arguments]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self._lines: list[str] = []
         self._printed = threading.Condition()
@@ -44,6 +47,10 @@ class ServerProcess:
         """Until the model is warm, though the port may still be another's."""
         self._wait_for(_LOADED, timeout_s)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
@@ -58,7 +65,7 @@ class ServerProcess:
         with self._printed:
             return "".join(self._lines)
 
-    def __enter__(self) -> ServerProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -90,6 +97,14 @@ class ServerProcess:
 
     def _match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
         return next((found for line in self._lines if (found := pattern.search(line))), None)
+
+
+class ServerProcess(ModuleProcess):
+    """`splitvla-cloud serve` in a process of its own."""
+
+    def __init__(self, bundle: Path, *options: str, listen: str = "127.0.0.1:0", precision: str = "fp32") -> None:
+        arguments = ("--bundle", str(bundle), "--precision", precision, "--listen", listen)
+        super().__init__("splitvla_cloud", "serve", *arguments, *options)
 
 
 def free_port() -> int:

@@ -66,7 +66,7 @@ def _config(sizes: Sizes, layout: Layout, statistics: Mapping[str, Any]) -> dict
             "pad_token_id": sizes.pad_token_id,
             "torch_dtype": "bfloat16",
             "vocab_size": sizes.vocab_rows,
-            **{name: value for name, value in _llama_widths(sizes).items() if value != _LLAMA_DEFAULTS[name]},
+            **{name: value for name, value in _llama_widths(sizes).items() if value != _LLAMA_DEFAULTS.get(name)},
         },
         "norm_stats": statistics,
     }
@@ -76,12 +76,14 @@ def _config(sizes: Sizes, layout: Layout, statistics: Mapping[str, Any]) -> dict
 
 
 def _llama_widths(sizes: Sizes) -> dict[str, int]:
+    head_dim = {} if sizes.llm_head_dim is None else {"head_dim": sizes.llm_head_dim}
     return {
         "hidden_size": sizes.llm_dim,
         "intermediate_size": sizes.llm_mlp,
         "num_hidden_layers": sizes.llm_layers,
         "num_attention_heads": sizes.llm_heads,
         "num_key_value_heads": sizes.llm_heads,
+        **head_dim,
     }
 
 

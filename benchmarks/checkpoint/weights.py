@@ -98,12 +98,17 @@ def _mlp(dim: int, registers: int) -> int:
 
 def _llama(sizes: Sizes) -> Iterator[Planned]:
     """Sharp attention, so that patches and words both reach the answer; loud action rows, so that actions win."""
-    root, dim, mlp = "language_model.", sizes.llm_dim, sizes.llm_mlp
+    root, dim, mlp, heads = "language_model.", sizes.llm_dim, sizes.llm_mlp, sizes.llm_attention_dim
     yield Planned(f"{root}model.embed_tokens.weight", (sizes.vocab_rows, dim))
     for index in range(sizes.llm_layers):
         layer = f"{root}model.layers.{index}."
-        for name, gain in (("q", 2.5), ("k", 2.5), ("v", 1.0), ("o", 2.0)):
-            yield Planned(f"{layer}self_attn.{name}_proj.weight", (dim, dim), std=gain / math.sqrt(dim))
+        for name, rows, columns, gain in (
+            ("q", heads, dim, 2.5),
+            ("k", heads, dim, 2.5),
+            ("v", heads, dim, 1.0),
+            ("o", dim, heads, 2.0),
+        ):
+            yield Planned(f"{layer}self_attn.{name}_proj.weight", (rows, columns), std=gain / math.sqrt(columns))
         for name, rows, columns in (("gate", mlp, dim), ("up", mlp, dim), ("down", dim, mlp)):
             yield Planned(f"{layer}mlp.{name}_proj.weight", (rows, columns), std=1.5 / math.sqrt(columns))
         yield Planned(f"{layer}input_layernorm.weight", (dim,), std=0.1, mean=1.0)

@@ -92,23 +92,23 @@ class Answer:
 
 
 class UnsplitEncoder:
-    """Towers and projector in `dtype`; pixels are normalised in float32, as by the reference's processor."""
+    """Towers and projector in `dtype` on `device`; pixels are normalised in float32, as by the reference."""
 
-    def __init__(self, source: Checkpoint, dtype: torch.dtype) -> None:
+    def __init__(self, source: Checkpoint, dtype: torch.dtype, device: str = "cpu") -> None:
         self._model: EdgeModel = load_edge_model(source.vision, source.vision_tensors)
-        self._model.vision_backbone.to(dtype)
-        self._model.projector.to(dtype)
-        self._towers, self._dtype = source.vision.towers, dtype
+        self._model.vision_backbone.to(device, dtype)
+        self._model.projector.to(device, dtype)
+        self._towers, self._dtype, self._device = source.vision.towers, dtype, device
 
     @torch.inference_mode()
     def see(self, image: Image) -> Seen:
         """image: uint8 (S, S, 3)."""
         towers = []
         for name, tower in zip(self._model.names, self._towers, strict=True):
-            pixels = torch.from_numpy(pixel_values(image, tower))[None].to(self._dtype)
+            pixels = torch.from_numpy(pixel_values(image, tower))[None].to(self._device, self._dtype)
             towers.append(self._model.vision_backbone.get_submodule(name)(pixels))
         patches = self._model.projector(torch.cat(towers, dim=-1))
-        return Seen(tuple(part[0].float().numpy() for part in towers), patches[0].float().numpy())
+        return Seen(tuple(part[0].float().cpu().numpy() for part in towers), patches[0].float().cpu().numpy())
 
 
 class UnsplitBackbone:
@@ -130,22 +130,29 @@ class UnsplitBackbone:
         model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)
         self._model, self._dtype, self._device = model.eval(), dtype, device
 
-    @torch.inference_mode()
+    def tokens(self, prompt: Sequence[int], patches: FloatArray, count: int) -> tuple[int, ...]:
+        """The ids of `answer`, at the price of `generate` alone."""
+        return tuple(self._generate(prompt, patches, count).sequences[0].tolist())
+
     def answer(self, prompt: Sequence[int], patches: FloatArray, count: int) -> Answer:
         """transformers' own greedy `generate` after E[BOS], patches, E[rest of the prompt]."""
+        said = self._generate(prompt, patches, count, output_logits=True)
+        logits = torch.cat(said.logits).double().cpu().numpy()
+        top = np.sort(logits, axis=-1)[:, -2:]
+        return Answer(tuple(said.sequences[0].tolist()), top[:, 1] - top[:, 0], logits.std(axis=-1))
+
+    @torch.inference_mode()
+    def _generate(self, prompt: Sequence[int], patches: FloatArray, count: int, **asked: bool) -> Any:
         text = self._model.model.embed_tokens(torch.tensor([list(prompt)], device=self._device))
         image = torch.from_numpy(patches).to(self._device, self._dtype)[None]
         embeds = torch.cat((text[:, :1], image, text[:, 1:]), dim=1)
         mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=self._device)
-        said = self._model.generate(
+        return self._model.generate(
             inputs_embeds=embeds,
             attention_mask=mask,
             max_new_tokens=count,
             do_sample=False,
             pad_token_id=0,
-            output_logits=True,
             return_dict_in_generate=True,
+            **asked,
         )
-        logits = torch.cat(said.logits).double().cpu().numpy()
-        top = np.sort(logits, axis=-1)[:, -2:]
-        return Answer(tuple(said.sequences[0].tolist()), top[:, 1] - top[:, 0], logits.std(axis=-1))

@@ -1,0 +1,142 @@
+"""The pictures: where each way's time goes, which way wins on which link, and what many robots do to one server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")  # no screen is needed, and none is looked for
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import ListedColormap
+
+from benchmarks.latency.alternatives import Measured
+from benchmarks.latency.fleet import Fleet
+from benchmarks.latency.regions import FAMILIES, NO_PICTURES, RATES, RTTS, Cost, Regions, regions
+from benchmarks.latency.results import Summary
+from benchmarks.latency.ways import Answered, Family
+
+# Okabe and Ito's colours, which colour-blind people can tell apart.
+_FAMILY_COLOURS: Mapping[Family, str] = {
+    Family.JPEG: "#E69F00",
+    Family.RAW: "#F0E442",
+    Family.SPLIT: "#0072B2",
+    Family.LOSSY: "#56B4E9",
+    Family.LOCAL: "#999999",
+}
+_PARTS: tuple[tuple[str, str, Callable[[Answered], float]], ...] = (
+    ("robot computes", "#0072B2", lambda answer: answer.robot_ms),
+    ("wire and protocol", "#E69F00", lambda answer: answer.wire_ms),
+    ("server computes", "#009E73", lambda answer: answer.server_ms),
+)
+_LEVELS_MS = (20, 50, 100, 200, 300, 400, 600, 1000, 2000, 4000)
+_LEAST_AREA = 0.004  # of a map: a smaller region gets no name
+
+
+def draw_alternatives(measured: Sequence[Measured], path: Path, model: str) -> None:
+    """A bar a way: medians of its three parts, with the whole's p50 and p99 written beside it."""
+    _style()
+    figure, axis = plt.subplots(figsize=(10, 0.45 * len(measured) + 1.6), layout="constrained")
+    names = [way.name for way in measured]
+    left = np.zeros(len(measured))
+    for label, colour, part in _PARTS:
+        widths = np.array([way.median(part) for way in measured])
+        axis.barh(names, widths, left=left, color=colour, label=label, height=0.7)
+        left += widths
+    for index, way in enumerate(measured):
+        size = f", {way.up_bytes / 1000:,.0f} kB" if way.up_bytes else ""
+        text = f"  {way.total.p50:.0f} ms (p99 {way.total.p99:.0f}){size}"
+        axis.text(left[index], index, text, va="center", fontsize=9)
+    axis.invert_yaxis()
+    axis.set_xlim(0, float(left.max()) * 1.4)
+    axis.set_xlabel("milliseconds from frame to action over loopback, median")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.4, 1.0 + 0.9 / len(measured)), ncols=3, frameon=False)
+    figure.suptitle(f"The same frame, every way to an action ({model})", x=0.01, ha="left", fontweight="bold")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_regions(panels: Mapping[str, Sequence[Cost]], path: Path) -> None:
+    """A row a set of costs: the fastest way on each link, and again where no picture may leave the robot."""
+    _style()
+    figure, axes = plt.subplots(
+        len(panels), 2, figsize=(11, 4.1 * len(panels)), squeeze=False, sharex=True, sharey=True, layout="constrained"
+    )
+    for row, (title, costs) in zip(axes, panels.items(), strict=True):
+        for axis, allowed, what in (
+            (row[0], FAMILIES, "fastest way"),
+            (row[1], NO_PICTURES, "fastest where pictures stay on the robot"),
+        ):
+            _draw_map(axis, regions(costs, allowed))
+            axis.set_title(f"{title}:\n{what}", fontsize=10)
+        row[0].set_ylabel("round trip, ms")
+    for axis in axes[-1]:
+        axis.set_xlabel("uplink, Mbit/s")
+    title = "Which way to an action is the fastest? Lines: its latency in ms"
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _draw_map(axis: Any, found: Regions) -> None:
+    colours = ListedColormap([_FAMILY_COLOURS[family] for family in FAMILIES])
+    axis.pcolormesh(RATES, RTTS, found.winner, cmap=colours, vmin=-0.5, vmax=len(FAMILIES) - 0.5, alpha=0.75)
+    if float(np.ptp(found.latency_ms)) > 1.0:
+        lines = axis.contour(RATES, RTTS, found.latency_ms, levels=_LEVELS_MS, colors="black", linewidths=0.6)
+        axis.clabel(lines, fmt="%d", fontsize=7)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xticks((1, 10, 100, 1000), labels=("1", "10", "100", "1000"))
+    axis.set_yticks((1, 10, 30, 100), labels=("1", "10", "30", "100"))
+    axis.minorticks_off()
+    for index, family in enumerate(FAMILIES):
+        inside = np.argwhere(found.winner == index)
+        if len(inside) >= _LEAST_AREA * found.winner.size:
+            y, x = inside[np.argmin(np.abs(inside - inside.mean(axis=0)).sum(axis=1))]
+            axis.text(RATES[x], RTTS[y], family.value, ha="center", va="center", fontsize=9, fontweight="bold")
+
+
+def draw_scale(fleets: Sequence[Fleet], hz: float, path: Path, model: str) -> None:
+    """Latency and actions a second against the number of robots."""
+    _style()
+    figure, (times, rates) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    counts = [len(fleet.robots) for fleet in fleets]
+    summaries = [Summary.of(fleet.latencies_ms or [np.nan]) for fleet in fleets]
+    for name, colour, style in (("p50", "#0072B2", "o-"), ("p99", "#D55E00", "s--")):
+        times.plot(counts, [getattr(summary, name) for summary in summaries], style, color=colour, label=name)
+    times.legend(frameon=False)
+    times.set_ylabel("ms a call")
+    times.set_ylim(bottom=0)
+    rates.plot(counts, [hz * count for count in counts], ":", color="black", label="asked")
+    rates.plot(counts, [fleet.actions_per_s for fleet in fleets], "o-", color="#009E73", label="answered")
+    rates.legend(frameon=False)
+    rates.set_ylabel("actions a second")
+    for axis in (times, rates):
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(counts, labels=[str(count) for count in counts])
+        axis.set_xlabel("robots")
+    figure.suptitle(f"Robots at {hz:g} Hz on one server ({model})", x=0.01, ha="left", fontweight="bold")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_soak(fleet: Fleet, path: Path) -> None:
+    """Memory of the server and of one robot over the time."""
+    _style()
+    figure, axes = plt.subplots(2, 1, figsize=(10, 4.2), sharex=True, layout="constrained")
+    minutes = [row[0] / 60 for row in fleet.memory]
+    for axis, side, name, colour in ((axes[0], 1, "server", "#0072B2"), (axes[1], 2, "one robot", "#009E73")):
+        axis.plot(minutes, [row[side] / (1 << 20) for row in fleet.memory], color=colour)
+        axis.set_ylabel(f"{name}, MiB")
+    axes[1].set_xlabel("minutes")
+    figure.suptitle(f"Memory, {len(fleet.robots)} robots on one server", x=0.01, ha="left", fontweight="bold")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _style() -> None:
+    plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})

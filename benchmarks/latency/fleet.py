@@ -1,0 +1,119 @@
+"""Many robots against one server: their processes started together, what they saw, and what both sides cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from benchmarks.latency.robot import Job, Told
+from benchmarks.processes import ProcessLost
+
+_START_S = 2.0  # for the processes to be up, and as much again a robot and core
+_SAMPLE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The end of a run. cpu: processors in use on average, by the server and by all robots; rss in bytes.
+
+    None where the server is on another machine.
+    memory: (seconds, server's RSS, one robot's RSS), a row a sample.
+    """
+
+    robots: tuple[Told, ...]
+    seconds: float
+    server_cpu: float | None
+    server_rss: int | None
+    memory: tuple[tuple[float, int, int], ...]
+
+    @property
+    def robots_cpu(self) -> float:
+        return sum(robot.cpu_s for robot in self.robots) / self.seconds
+
+    @property
+    def latencies_ms(self) -> list[float]:
+        return [latency for robot in self.robots for latency in robot.latencies_ms]
+
+    @property
+    def actions_per_s(self) -> float:
+        return len(self.latencies_ms) / self.seconds
+
+    @property
+    def fairness(self) -> float:
+        """Jain's index of the robots' answers: 1 when all got the same, 1/n when one got everything."""
+        counts = [len(robot.latencies_ms) for robot in self.robots]
+        squares = sum(count * count for count in counts)
+        return sum(counts) ** 2 / (len(counts) * squares) if squares else 0.0
+
+    @property
+    def misses(self) -> Mapping[str, int]:
+        total: dict[str, int] = {}
+        for robot in self.robots:
+            for kind, count in robot.misses.items():
+                total[kind] = total.get(kind, 0) + count
+        return total
+
+
+def run_fleet(
+    job: Job, server_pid: int | None, count: int, seconds: float, folder: Path, step: Callable[[float], object]
+) -> Fleet:
+    """`count` robots for `seconds`, their starts spread over one period. Raises ProcessLost when one fails."""
+    start_at = time.monotonic() + _START_S * (1 + count / (psutil.cpu_count() or 1))
+    robots = [_start(job, index, count, start_at, seconds, folder) for index in range(count)]
+    try:
+        server = psutil.Process(server_pid) if server_pid else None
+        time.sleep(max(0.0, start_at - time.monotonic()))
+        cpu_before = sum(server.cpu_times()[:2]) if server else 0.0
+        memory = _watch(server, psutil.Process(robots[0].pid), start_at, seconds, step)
+        cpu_after = sum(server.cpu_times()[:2]) if server else 0.0
+        told = tuple(_told(robot, job.deadline_s + 30) for robot in robots)
+    finally:
+        for robot in robots:
+            robot.kill()
+            robot.wait()
+    rss = server.memory_info().rss if server else None
+    server_cpu = (cpu_after - cpu_before) / seconds if server else None
+    return Fleet(told, seconds, server_cpu, rss, tuple(memory))
+
+
+def _start(job: Job, index: int, count: int, start_at: float, seconds: float, folder: Path) -> subprocess.Popen[str]:
+    begins = start_at + index / count / job.control_hz
+    mine = dataclasses.replace(job, name=f"robot{index}", start_at=begins, end_at=start_at + seconds)
+    file = folder / f"robot{index}.json"
+    mine.write(file)
+    command = [sys.executable, "-m", "benchmarks.latency.robot", str(file)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _watch(
+    server: psutil.Process | None,
+    robot: psutil.Process,
+    start_at: float,
+    seconds: float,
+    step: Callable[[float], object],
+) -> list[tuple[float, int, int]]:
+    rows = []
+    while (t := time.monotonic() - start_at) < seconds:
+        if robot.status() != psutil.STATUS_ZOMBIE:
+            rows.append((t, server.memory_info().rss if server else 0, robot.memory_info().rss))
+        step(t / seconds)
+        time.sleep(min(_SAMPLE_S, max(0.0, seconds - t)))
+    return rows
+
+
+def _told(robot: subprocess.Popen[str], timeout_s: float) -> Told:
+    try:
+        out, err = robot.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired as error:
+        raise ProcessLost(f"a robot process did not end within {timeout_s:.0f} s of its time") from error
+    if robot.returncode:
+        last = err.strip().splitlines() or ["it said nothing"]
+        raise ProcessLost(f"a robot process failed: {last[-1][:200]}")
+    return Told.read(out)

@@ -1,0 +1,124 @@
+"""A robot that sends recorded embeddings at its control rate: one process of the scale table and of the soak.
+
+    python -m benchmarks.latency.robot JOB.json      (started by scale.py; prints one JSON object at its end)
+
+It encodes nothing, so that the processors belong to the server that is measured. One call in flight, the newest frame
+wins, nothing is repeated: what EdgePolicy does, without the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from splitvla_edge.calls import CameraPayload, InferCall
+from splitvla_edge.link import GrpcLink
+from splitvla_shared.errors import LinkError
+from splitvla_shared.nouns import EncodedTensor, Scheme
+
+_CONNECT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """payloads: files of one camera's payload each. start_at, end_at: monotonic seconds of this machine."""
+
+    server: str
+    fingerprint: str
+    instruction: str
+    action_dims: int
+    scheme: int
+    shape: tuple[int, int]
+    payloads: tuple[str, ...]
+    control_hz: float = 5.0
+    deadline_s: float = 1.0
+    name: str = ""
+    start_at: float = 0.0
+    end_at: float = 0.0
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Job:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**fields | {"shape": tuple(fields["shape"]), "payloads": tuple(fields["payloads"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a robot saw. latencies_ms, at_s: of each answer, and when it came after the start."""
+
+    latencies_ms: tuple[float, ...]
+    at_s: tuple[float, ...]
+    misses: dict[str, int]
+    cpu_s: float
+    rss_bytes: int
+
+    @classmethod
+    def read(cls, text: str) -> Told:
+        fields = json.loads(text)
+        return cls(
+            tuple(fields["latencies_ms"]), tuple(fields["at_s"]), fields["misses"], fields["cpu_s"], fields["rss_bytes"]
+        )
+
+
+def drive(job: Job) -> Told:
+    """Connect, wait for the start, and call until the end."""
+    scheme, rows_dim = Scheme(job.scheme), (job.shape[0], job.shape[1])
+    tensors = [EncodedTensor(scheme, rows_dim, Path(file).read_bytes()) for file in job.payloads]
+    latencies: list[float] = []
+    at: list[float] = []
+    misses: Counter[str] = Counter()
+    with GrpcLink(job.server) as link:
+        link.describe(_CONNECT_S)
+        session, frame, period = secrets.randbits(64), 0, 1 / job.control_hz
+        time.sleep(max(0.0, job.start_at - time.monotonic()))
+        cpu_before = sum(psutil.Process().cpu_times()[:2])
+        while (now := time.monotonic()) < job.end_at:
+            due = job.start_at + frame * period
+            if now < due:
+                time.sleep(due - now)
+                continue
+            frame = int((now - job.start_at) / period) + 1  # frames that were missed meanwhile are gone
+            started = time.monotonic()
+            try:
+                link.infer(_call(job, session, frame, tensors), job.deadline_s)
+            except LinkError as error:
+                misses[type(error).__name__] += 1
+            else:
+                ended = time.monotonic()
+                latencies.append((ended - started) * 1e3)
+                at.append(ended - job.start_at)
+    process = psutil.Process()
+    cpu_s = sum(process.cpu_times()[:2]) - cpu_before
+    return Told(tuple(latencies), tuple(at), dict(misses), cpu_s, process.memory_info().rss)
+
+
+def _call(job: Job, session: int, frame: int, tensors: Sequence[EncodedTensor]) -> InferCall:
+    return InferCall(
+        fingerprint=job.fingerprint,
+        session=session,
+        sequence=frame,
+        robot=job.name,
+        instruction=job.instruction,
+        cameras=(CameraPayload("camera0", tensors[frame % len(tensors)]),),
+        action_dims=job.action_dims,
+    )
+
+
+def main() -> None:
+    print(json.dumps(dataclasses.asdict(drive(Job.read(Path(sys.argv[1]))))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""One run of the benchmark: every section in its order, its table, its numbers and its picture."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.frames import CLIP, INSTRUCTION
+from benchmarks.latency import alternatives, figures, link_tables, scale, stages
+from benchmarks.latency.alternatives import Measured, measure
+from benchmarks.latency.fleet import run_fleet
+from benchmarks.latency.fleet_site import fleet_site
+from benchmarks.latency.links import Driving
+from benchmarks.latency.plan import Plan, Watch
+from benchmarks.latency.regions import Cost, WhatIf, measured_costs
+from benchmarks.latency.results import Section
+from benchmarks.latency.site import Site, open_ways
+from benchmarks.link.synthetic import FOLDER as TRACES
+from splitvla_edge.robots.replay import open_source
+from splitvla_shared.nouns import Scheme, StageTimes
+
+ALL = ("stages", "alternatives", "links", "scale")
+_SOAK_ROBOTS = 4
+_RAW_BYTES = 3 * 224 * 224
+_JPEG_BYTES = 24_000
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """sections: of ALL. frames: a folder or a video. model: for people, in titles. what_if: a second map of regions."""
+
+    plan: Plan
+    out: Path
+    model: str
+    sections: tuple[str, ...] = ALL
+    frames: Path = CLIP
+    instruction: str = INSTRUCTION
+    traces: Path = TRACES
+    what_if: WhatIf | None = None
+    driving: Driving = field(default_factory=Driving)
+
+
+class Run:
+    """Measures one site. Mutable state: the sections so far, and what was measured of the ways."""
+
+    def __init__(self, request: Request, site: Site, watch: Watch) -> None:
+        self.sections: list[Section] = []
+        self._request, self._site, self._watch = request, site, watch
+        self._source = open_source(request.frames)
+        self._images = [self._source.read(index) for index in range(self._source.count)]
+        self._plan = request.plan
+        self.measured: list[Measured] = []
+
+    def run(self) -> None:
+        """All sections that were asked for."""
+        wanted, plan = set(self._request.sections), self._request.plan
+        self._request.out.mkdir(parents=True, exist_ok=True)
+        round_s = self._measure_ways()
+        if "stages" in wanted:
+            self._stages()
+        if "alternatives" in wanted:
+            self._alternatives()
+        if "links" in wanted:
+            self._links(round_s)
+        if "scale" in wanted:
+            self._scale()
+        if plan.soak_minutes:
+            self._soak()
+
+    def _measure_ways(self) -> float:
+        """Also the seconds that one round of all ways takes."""
+        request, plan = self._request, self._request.plan
+        with open_ways(self._site) as ways:
+            started = time.monotonic()
+            measure(ways, self._images, request.instruction, 1)  # also opens connections and warms caches
+            round_s = (time.monotonic() - started) / (1 + alternatives.WARM_UP_ROUNDS)
+            plan = self._plan = plan.fitted(round_s)
+            self._watch.expect(self._expected_s(round_s))
+            with self._watch.phase("every way, round by round", round_s * (plan.frames + 2)) as step:
+                self.measured = measure(ways, self._images, request.instruction, plan.frames, step)
+        return round_s
+
+    def _expected_s(self, round_s: float) -> float:
+        plan, wanted = self._plan, self._request.sections
+        seconds = round_s * (plan.frames + alternatives.WARM_UP_ROUNDS) + plan.soak_minutes * 60
+        if "links" in wanted:
+            seconds += self._sockets_s(round_s)
+        if "scale" in wanted:
+            seconds += self._scale_s()
+        return seconds
+
+    def _sockets_s(self, round_s: float) -> float:
+        rounds = self._plan.socket_frames + alternatives.WARM_UP_ROUNDS
+        return 5.0 + len(link_tables.SOCKET_LINKS) * rounds * round_s * 1.3
+
+    def _scale_s(self) -> float:
+        return 15.0 + sum(self._plan.scale_s + 3.0 + count for count in self._plan.scale_counts)
+
+    def _stages(self) -> None:
+        plan = self._plan
+        read = stages.capture_ms(self._source.read, self._source.count, max(plan.frames, 20))
+        ends = stages.Ends(read, stages.control_ms(plan.control_ticks, control_hz=self._request.driving.control_hz))
+        self.sections.append(stages.section(ends, _stage_times(self.measured)))
+
+    def _alternatives(self) -> None:
+        self.sections.append(alternatives.section(self.measured))
+        figures.draw_alternatives(self.measured, self._request.out / "alternatives.png", self._request.model)
+
+    def _links(self, round_s: float) -> None:
+        request, measured = self._request, self.measured
+        self.sections.append(link_tables.grid_section(measured))
+        self.sections.append(link_tables.control_section(measured, request.driving))
+        traces = link_tables.read_traces(request.traces)
+        self.sections.append(link_tables.traces_section(measured, traces, request.driving))
+        with self._watch.phase("sockets through the emulator", self._sockets_s(round_s)) as step:
+            self.sections.append(
+                link_tables.sockets_section(
+                    self._site, _sent(measured), self._images, request.instruction, self._plan.socket_frames, step
+                )
+            )
+        figures.draw_regions(self._panels(), request.out / "regions.png")
+
+    def _panels(self) -> Mapping[str, Sequence[Cost]]:
+        panels: dict[str, Sequence[Cost]] = {f"measured ({self._request.model})": measured_costs(self.measured)}
+        if (what_if := self._request.what_if) is not None:
+            rungs = {way.name: way.up_bytes for way in self.measured if way.name.startswith("split")}
+            panels["what if"] = what_if.costs(rungs, _JPEG_BYTES, _RAW_BYTES)
+        return panels
+
+    def _scale(self) -> None:
+        plan, request = self._plan, self._request
+        with fleet_site(self._site, self._images, request.instruction) as (job, pid, model, folder):
+            fleets = []
+            for count in plan.scale_counts:
+                with self._watch.phase(f"{count} robots on one server", plan.scale_s + 3.0 + count) as step:
+                    fleets.append(run_fleet(job, pid, count, plan.scale_s, folder, step))
+        scheme = Scheme(job.scheme).name.lower()
+        cores = os.cpu_count() or 1
+        self.sections.append(scale.scale_section(fleets, model, scheme, job.control_hz, job.deadline_s, cores))
+        figures.draw_scale(fleets, job.control_hz, request.out / "scale.png", model)
+
+    def _soak(self) -> None:
+        minutes = self._plan.soak_minutes
+        with (
+            fleet_site(self._site, self._images, self._request.instruction) as (job, pid, model, folder),
+            self._watch.phase(f"soak of {minutes:g} minutes", minutes * 60 + 5) as step,
+        ):
+            fleet = run_fleet(job, pid, _SOAK_ROBOTS, minutes * 60, folder, step)
+        self.sections.append(scale.soak_section(fleet, model))
+        figures.draw_soak(fleet, self._request.out / "soak.png")
+
+
+def _stage_times(measured: Sequence[Measured]) -> dict[str, list[StageTimes]]:
+    found = {way.name: [each.stages for each in way.answers if each.stages is not None] for way in measured}
+    return {name: times for name, times in found.items() if times}
+
+
+def _sent(measured: Sequence[Measured]) -> list[Measured]:
+    return [way for way in measured if way.up_bytes]

@@ -1,0 +1,80 @@
+"""A baseline server: the whole model behind `POST /act` or openpi's websocket.
+
+    python -m benchmarks.latency.serve rest --checkpoint DIR --bundles DIR --listen 127.0.0.1:8000
+
+It has no TLS and no authentication, like what it stands for: for a closed lab and a benchmark only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.latency.whole import ENGINES, EngineSettings, Whole, open_whole
+from splitvla_cloud.settings import split_address
+from splitvla_shared.command_line import run_command
+from splitvla_shared.errors import ConfigError
+
+
+def _serve_rest(whole: Whole, listener: socket.socket) -> None:
+    import uvicorn
+
+    from benchmarks.latency.rest import build_app
+
+    uvicorn.Server(uvicorn.Config(build_app(whole), log_level="error")).run(sockets=[listener])
+
+
+def _serve_websocket(whole: Whole, listener: socket.socket) -> None:
+    from benchmarks.latency.websocket import serve_websocket
+
+    serve_websocket(whole, listener)
+
+
+KINDS: dict[str, Callable[[Whole, socket.socket], None]] = {"rest": _serve_rest, "websocket": _serve_websocket}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.latency.serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("kind", choices=tuple(KINDS))
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the unsplit checkpoint, for --engine eager")
+    parser.add_argument("--bundles", type=Path, required=True, help="the folder that `split` made, for --engine split")
+    parser.add_argument("--engine", choices=tuple(ENGINES), default="eager", help="PyTorch as users run it, or ours")
+    parser.add_argument("--unnorm-key", metavar="KEY")
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--listen", default="127.0.0.1:0", metavar="HOST:PORT")
+    parser.set_defaults(command=_serve)
+    return run_command(parser, None)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    host, port = split_address(arguments.listen)
+    try:
+        listener = socket.create_server((host, port))
+    except OSError as error:
+        raise ConfigError(f"can't listen on {arguments.listen}: {error.strerror}; choose another port") from error
+    settings = EngineSettings(
+        engine=arguments.engine,
+        checkpoint=arguments.checkpoint,
+        bundles=arguments.bundles,
+        unnorm_key=arguments.unnorm_key,
+        precision=arguments.precision,
+        device=arguments.device,
+        threads=arguments.threads,
+    )
+    whole = open_whole(settings)
+    print(f"ready on {host}:{listener.getsockname()[1]}", flush=True)
+    KINDS[arguments.kind](whole, listener)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""Numbers that are compared from run to run, and the tables of many robots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.latency import alternatives
+from benchmarks.latency.alternatives import Measured
+from benchmarks.latency.compare import compare, regressions, render
+from benchmarks.latency.fleet import Fleet
+from benchmarks.latency.plan import FULL, QUICK
+from benchmarks.latency.results import Recorded, Section, Summary, read_run, write_run, write_section
+from benchmarks.latency.robot import Job, Told
+from benchmarks.latency.scale import Slope, scale_section, soak_section
+from benchmarks.latency.stages import Ends, control_ms, framework_ms, section
+from benchmarks.latency.ways import Answered, Family
+from splitvla_shared.errors import ConfigError, Unreachable
+from splitvla_shared.nouns import Image, StageTimes
+
+MIB = 1 << 20
+
+
+def recorded(value: float, *, spread: float = 0.0, yardstick_ms: float = 10.0) -> Recorded:
+    samples = [value - spread, value, value + spread] * 10
+    return Recorded("command", yardstick_ms, {"way": Summary.of(samples)})
+
+
+def test_a_run_that_is_slower_than_its_noise_is_flagged() -> None:
+    changes = compare(recorded(100.0), recorded(115.0))
+    assert [change.name for change in regressions(changes)] == ["way"]
+    assert "SLOWER" in render(changes, recorded(100.0), recorded(115.0))
+
+
+def test_a_change_within_the_noise_is_none() -> None:
+    assert not regressions(compare(recorded(100.0, spread=80.0), recorded(115.0, spread=80.0)))
+    assert not regressions(compare(recorded(100.0), recorded(105.0)))
+
+
+def test_a_slower_machine_is_no_regression() -> None:
+    assert not regressions(compare(recorded(100.0), recorded(200.0, yardstick_ms=20.0)))
+
+
+def test_a_faster_run_is_said_to_be_faster() -> None:
+    [change] = compare(recorded(100.0), recorded(50.0))
+    assert change.verdict == "faster"
+
+
+def test_a_metric_that_only_one_run_has_is_left_out() -> None:
+    assert compare(Recorded("c", 1.0, {}), recorded(1.0)) == []
+
+
+def test_a_run_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    table = Section("ways", "Title", ("a",), (("b",),), 3, {"way": Summary.of([1.0, 2.0, 3.0])}, packages=("numpy",))
+    write_section(table, tmp_path, "command", 0)
+    written = write_run([table], tmp_path, "command", 5.0)
+    assert read_run(tmp_path) == written == read_run(tmp_path / "results.json")
+    assert written.metrics["ways/way"].p50 == 2.0
+    assert "Again: `command`" in (tmp_path / "ways.md").read_text(encoding="utf-8")
+
+
+def test_a_table_is_written_where_a_package_of_its_heading_is_missing() -> None:
+    table = Section("ways", "Title", ("a",), (("b",),), 3, packages=("numpy", "no-such-package"))
+    assert "numpy" in table.markdown("command", 0)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"format": "other/1"}'])
+def test_a_file_that_is_no_run_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "old.json"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"old\.json") as caught:
+        read_run(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_quick_plan_takes_fewer_frames_on_a_slow_machine_and_a_full_one_does_not() -> None:
+    assert QUICK.fitted(round_s=1.0).frames == QUICK.frames
+    assert QUICK.fitted(round_s=100.0).frames < QUICK.frames
+    assert FULL.fitted(round_s=100.0) == FULL
+
+
+class _Way:
+    """Answers with the number of its call after `failures` lost ones."""
+
+    def __init__(self, name: str, family: Family, tokens: tuple[int, ...], failures: int = 0) -> None:
+        self.name, self.family, self._tokens, self._failures = name, family, tokens, failures
+
+    def act(self, image: Image, instruction: str) -> Answered:
+        if self._failures:
+            self._failures -= 1
+            raise Unreachable("gone for a moment")
+        return Answered(self._tokens, (0.5,), total_ms=3.0, robot_ms=1.0, server_ms=1.0, up_bytes=5)
+
+    def close(self) -> None:
+        pass
+
+
+def measured_of(*ways: _Way, monkeypatch: pytest.MonkeyPatch) -> list[Measured]:
+    monkeypatch.setattr(alternatives, "_PAUSE_S", 0.0)
+    image = pytest.importorskip("numpy").zeros((2, 2, 3), "uint8")
+    return alternatives.measure(ways, [image], "do it", 3)
+
+
+def test_a_lost_call_is_made_again_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    [measured] = measured_of(_Way("a", Family.SPLIT, (1,), failures=2), monkeypatch=monkeypatch)
+    assert (measured.lost, len(measured.answers)) == (2, 3)
+
+
+def test_a_server_that_stays_away_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Unreachable):
+        measured_of(_Way("a", Family.SPLIT, (1,), failures=99), monkeypatch=monkeypatch)
+
+
+def test_a_way_that_breaks_its_promise_is_named_and_a_lossy_one_only_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = (_Way("r", Family.LOCAL, (1,)), _Way("split", Family.SPLIT, (2,)), _Way("jpeg", Family.JPEG, (3,)))
+    measured = measured_of(*ways, monkeypatch=monkeypatch)
+    assert alternatives.differing(measured) == ["split"]
+    assert "NOT THE SAME: split" in alternatives.section(measured).text
+
+
+def test_framework_is_what_is_neither_encoder_nor_wire_nor_backbone() -> None:
+    stages = StageTimes(1, 2, 3, 4, 5, 6, 7, 8, 9, total_ms=45)
+    assert framework_ms(stages) == 45 - 2 - 4 - 7 - 8
+    rows = section(Ends([1.0], [2.0]), {"split": [stages]}).rows
+    assert ("split", "of it framework", "24.00", "24.00", "24.00", "24.00", "53.3%") in rows
+
+
+def test_the_control_tick_that_is_timed_takes_the_action() -> None:
+    assert len(control_ms(20)) == 20  # it raises where the machine refuses the actions
+
+
+def told(answers: int, misses: dict[str, int] | None = None) -> Told:
+    return Told((10.0,) * answers, tuple(float(i) for i in range(answers)), misses or {}, cpu_s=1.0, rss_bytes=50 * MIB)
+
+
+def test_fairness_is_one_when_all_get_the_same_and_a_share_when_one_gets_all() -> None:
+    assert Fleet((told(5), told(5)), 10.0, 0.5, MIB, ()).fairness == pytest.approx(1.0)
+    assert Fleet((told(5), told(0)), 10.0, 0.5, MIB, ()).fairness == pytest.approx(0.5)
+    assert Fleet((told(0), told(0)), 10.0, 0.5, MIB, ()).fairness == 0.0
+
+
+def test_the_scale_table_counts_answers_and_misses_and_knows_no_remote_memory() -> None:
+    fleet = Fleet((told(5), told(3, {"DeadlineMissed": 2})), 2.0, None, None, ())
+    [row] = scale_section([fleet], "m", "bf16", 5.0, 1.0, 2).rows
+    assert row[:3] == ("2", "10", "4.0")
+    assert row[-5:] == ("2 DeadlineMissed", "-", "1.00", "-", "50")
+
+
+def test_a_leak_shows_as_a_slope_whose_interval_leaves_zero_out() -> None:
+    seconds = [float(s) for s in range(0, 600, 5)]
+    slope = Slope.of(seconds, [round(100 * MIB + s / 3600 * 60 * MIB + (s % 10) * 1000) for s in seconds])
+    assert slope.mib_per_hour == pytest.approx(60, rel=0.02)
+    assert slope.half_width < 5
+
+
+def test_a_soak_compares_its_first_quarter_with_its_last() -> None:
+    memory = tuple((float(t), 100 * MIB + t % 2, 50 * MIB + t % 2) for t in range(40))
+    section = soak_section(Fleet((told(40),), 40.0, 0.5, 100 * MIB, memory), "m")
+    assert section.metrics["first quarter"].n == section.metrics["last quarter"].n == 10
+
+
+def test_a_robot_s_job_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    job = Job("h:1", "f", "do it", 7, 3, (4, 8), ("a", "b"), start_at=1.5)
+    job.write(tmp_path / "job.json")
+    assert Job.read(tmp_path / "job.json") == job

@@ -1,0 +1,161 @@
+"""The baselines over real sockets, the command line's errors, and that every way gives the reference's tokens."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.frames import INSTRUCTION, read_frames
+from benchmarks.latency import alternatives
+from benchmarks.latency.__main__ import main
+from benchmarks.latency.pictures import as_jpeg, from_jpeg
+from benchmarks.latency.rest import RestWay, build_app
+from benchmarks.latency.site import open_ways, start_here
+from benchmarks.latency.ways import Answered, Family, Way
+from benchmarks.latency.websocket import WebsocketWay, dumps, loads, serve_websocket
+from benchmarks.latency.whole import Acted
+from benchmarks.processes import free_port
+from splitvla_shared.errors import ObservationError, ServerFault, Unreachable
+from splitvla_shared.nouns import Image
+
+
+class _Whole:
+    """Its answer is the picture's shape and mean."""
+
+    def act(self, image: Image, instruction: str) -> Acted:
+        if instruction == "fail":
+            raise ValueError("as asked")
+        return Acted((*image.shape, round(image.mean())), np.array([image.mean(), 0.1]), 1.0, 2.0)
+
+
+@pytest.fixture(scope="module")
+def rest() -> Iterator[str]:
+    import uvicorn
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(build_app(_Whole()), log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield f"127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    listener.close()
+
+
+@pytest.fixture(scope="module")
+def websocket() -> str:
+    listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=serve_websocket, args=(_Whole(), listener), daemon=True).start()
+    return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+IMAGE = np.full((16, 24, 3), 77, np.uint8)
+
+
+def answer(way: Way, instruction: str = "do it") -> Answered:
+    try:
+        return way.act(IMAGE, instruction)
+    finally:
+        way.close()
+
+
+def test_rest_carries_the_picture_and_brings_tokens_and_action_back(rest: str) -> None:
+    found = answer(RestWay("rest", rest, lambda image: image, Family.RAW))
+    assert found.tokens == (16, 24, 3, 77)
+    assert found.action == (77.0, 0.1)
+    assert found.up_bytes > IMAGE.nbytes * 4 / 3
+    assert found.total_ms >= found.robot_ms + found.server_ms
+
+
+def test_rest_takes_a_jpeg(rest: str) -> None:
+    found = answer(RestWay("rest", rest, as_jpeg, Family.JPEG))
+    assert found.tokens[:3] == (16, 24, 3)
+    assert found.up_bytes < IMAGE.nbytes
+
+
+def test_rest_answers_error_as_deploy_py_does_and_the_client_says_so(rest: str) -> None:
+    with pytest.raises(ServerFault, match="error"):
+        answer(RestWay("rest", rest, lambda image: image, Family.RAW), "fail")
+
+
+@pytest.mark.parametrize("prepare", [lambda image: image, as_jpeg], ids=["raw", "jpeg"])
+def test_the_websocket_carries_the_picture_and_brings_tokens_and_action_back(websocket: str, prepare: object) -> None:
+    found = answer(WebsocketWay("{client}", websocket, prepare, Family.RAW))  # type: ignore[arg-type]
+    assert found.tokens[:3] == (16, 24, 3)
+    assert found.action[0] == pytest.approx(77.0, abs=1.0)
+    assert found.server_ms > 0
+
+
+def test_the_websocket_says_an_error_as_a_text_and_stays_open(websocket: str) -> None:
+    way = WebsocketWay("{client}", websocket, lambda image: image, Family.RAW)
+    with pytest.raises(ServerFault, match="as asked"):
+        way.act(IMAGE, "fail")
+    assert way.act(IMAGE, "do it").tokens[3] == 77
+
+
+def test_arrays_travel_as_openpi_writes_them() -> None:
+    message = loads(dumps({"image": IMAGE, "prompt": "x"}))
+    assert np.array_equal(message["image"], IMAGE)
+    assert b"__ndarray__" in dumps({"a": IMAGE})
+
+
+def test_bytes_that_are_no_jpeg_are_refused() -> None:
+    with pytest.raises(ObservationError, match="no JPEG"):
+        from_jpeg(b"not a picture")
+
+
+def test_a_baseline_that_is_not_there_is_named_with_the_remedy() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(Unreachable, match=r"serve rest"):
+        RestWay("rest", address, lambda image: image, Family.RAW)
+    with pytest.raises(Unreachable, match=r"serve websocket"):
+        WebsocketWay("{client}", address, lambda image: image, Family.RAW)
+
+
+def test_a_robot_is_measured_without_torch() -> None:
+    check = "import sys, benchmarks.latency.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--sections", "speed"], 2, "--sections speed"),
+        (["--server", "127.0.0.1:1"], 2, "belong together"),
+        (["--server", "nonsense", "--bundle", "x"], 2, "nonsense"),
+        (["--server", "127.0.0.1:1", "--bundle", "/nowhere"], 3, "/nowhere is not a bundle"),
+        (["--compare", "/nowhere.json"], 2, "/nowhere.json"),
+        (["--soak-minutes", "-1"], 2, "--soak-minutes"),
+        (["--threads", "0"], 2, "--threads"),
+        (["--what-if", "x=1"], 2, "--what-if"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    arguments: list[str], code: int, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--out", str(tmp_path)]) == code
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert says in line
+
+
+def test_every_exact_way_gives_the_reference_s_tokens(tiny_checkpoint: Path, tiny_bundles: Path) -> None:
+    """Four real servers: OpenVLA's REST, openpi's websocket with both engines, and ours."""
+    frames = read_frames()[::20]
+    with (
+        start_here(
+            tiny_checkpoint, tiny_bundles, unnorm_key="widowx_tiny", threads=1, precision="fp32", whole=True
+        ) as site,
+        open_ways(site) as ways,
+    ):
+        measured = alternatives.measure(ways, frames, INSTRUCTION, 2)
+    exact = [way.name for way in measured if way.family.exact]
+    assert len(exact) == 6
+    assert {"split, f32", "REST /act, square", "on the robot, PyTorch"} <= set(exact)
+    assert alternatives.differing(measured) == []
