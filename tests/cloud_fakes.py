@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import grpc
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from splitvla_cloud.engine.interface import Frame, Outcome, Tokens
 from splitvla_cloud.server import CloudServer, ServerSettings
-from splitvla_cloud.worker import Tokens
 from splitvla_shared import codec
 from splitvla_shared.bundle import Bundle
+from splitvla_shared.errors import SplitVLAError
 from splitvla_shared.messages import tensor_to_message
 from splitvla_shared.nouns import FloatArray, Scheme
 from splitvla_shared.wire import inference_pb2 as pb
@@ -40,15 +41,25 @@ def fake_bundle(path: Path) -> Bundle:
 
 
 class FakeBackbone:
-    """Answers at once, or holds every call until `release`. Records what reached it; shared with the test's thread."""
+    """An engine that answers at once, or holds every pass until `release`; shared with the test's thread.
+
+    Records what reached it: first_values of patches, prompts, drafts; passes: how many frames each pass had.
+    """
 
     vocab_size = 32064
 
-    def __init__(self, answer: Callable[[FloatArray], tuple[int, ...]] | None = None, held: bool = False) -> None:
+    def __init__(
+        self, answer: Callable[[FloatArray], tuple[int, ...]] | None = None, held: bool = False, capacity: int = 1
+    ) -> None:
+        self.capacity = capacity
         self.first_values: list[float] = []
         self.prompts: list[tuple[int, ...]] = []
+        self.drafts: list[tuple[int, ...]] = []
+        self.passes: list[int] = []
+        self.cancelled: list[int] = []
         self.entered = threading.Semaphore(0)
         self.release = threading.Event()
+        self._frames: list[Frame] = []
         self._answer = answer or (lambda patches: tuple(range(31900, 31907)))
         if not held:
             self.release.set()
@@ -56,12 +67,30 @@ class FakeBackbone:
     def describe(self) -> str:
         return "a fake"
 
-    def infer(self, prompt_ids: Sequence[int], patches: FloatArray, dims: int) -> Tokens:
-        self.first_values.append(float(patches[0, 0]))
-        self.prompts.append(tuple(prompt_ids))
+    def admit(self, frame: Frame) -> None:
+        assert len(self._frames) < self.capacity
+        self._frames.append(frame)
+        self.first_values.append(float(frame.patches[0, 0]))
+        self.prompts.append(frame.prompt_ids)
+        self.drafts.append(frame.draft)
+
+    def cancel(self, frame: Frame) -> None:
+        if frame in self._frames:
+            self._frames.remove(frame)
+            self.cancelled.append(frame.sequence)
+
+    def step(self) -> list[Outcome]:
+        frames, self._frames = self._frames, []
+        self.passes.append(len(frames))
         self.entered.release()
         assert self.release.wait(WAIT_S)
-        return Tokens(self._answer(patches)[:dims], 1.0, 2.0)
+        return [Outcome(frame, self._result(frame)) for frame in frames]
+
+    def _result(self, frame: Frame) -> Tokens | Exception:
+        try:
+            return Tokens(self._answer(frame.patches)[: frame.dims], 1.0, 2.0, len(frame.draft))
+        except (RuntimeError, MemoryError, SplitVLAError) as error:
+            return error
 
 
 def request(sequence: int = 1, value: float = 1.0, **changes: Any) -> pb.InferRequest:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from splitvla_cloud import decoding
 from splitvla_cloud.backbone import Backbone
 from splitvla_cloud.precision import Precision
 from splitvla_cloud.prompt import Prompt
@@ -24,7 +23,6 @@ KEY = "tiny_bridge_orig"
 # Where the reference itself was less sure than this, the order of two roundings decides. A bf16 logit of these models
 # has steps of 0.016; LLM.int8 adds its own error.
 SURE = {"bf16": 0.05, "int8": 0.15}
-WHOLE = range(1088)  # the vocabulary of the tiny model
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +49,6 @@ def tiny_fp32(tiny: Bundle) -> Backbone:
 def patches(tiny: Bundle) -> FloatArray:
     shape = (tiny.spec.patches, tiny.spec.embed_dim)
     return np.random.default_rng(3).standard_normal(shape, dtype=np.float32) * np.float32(0.05)
-
-
-def greedy(backbone: Backbone, patches: FloatArray, eos: frozenset[int]) -> tuple[int, ...]:
-    return decoding.greedy(backbone._model, backbone.embed([1, 5, 6], patches, 7), 7, eos, WHOLE).ids
 
 
 def test_fp32_gives_the_references_tokens_exactly(reference: Bundle, golden: Any) -> None:
@@ -105,18 +99,14 @@ def test_nf4_on_the_cpu_refuses_shapes_that_its_kernel_can_not_take(reference: B
 
 def test_an_end_of_answer_before_the_last_token_is_an_error(tiny_fp32: Backbone, patches: FloatArray) -> None:
     """The reference would slice the prompt into the action. As the last token it is an id like any other."""
-    ids = greedy(tiny_fp32, patches, frozenset())
+    ids = tiny_fp32.full_answer([1, 5, 6], patches, 7)
     third = next(index for index in range(7) if ids[index] not in ids[:index] and index >= 1)
-    with pytest.raises(EarlyStop, match=f"position {third + 1} of 7"):
-        greedy(tiny_fp32, patches, frozenset({ids[third]}))
-    last = decoding.greedy(tiny_fp32._model, tiny_fp32.embed([1, 5, 6], patches, 1), 1, frozenset({ids[0]}), WHOLE)
-    assert last.ids == ids[:1]
-
-
-def test_equal_logits_give_the_lowest_id() -> None:
-    row = torch.zeros(1, 50)
-    row[0, [7, 23, 49]] = 1.0
-    assert decoding._pick(row, 0, range(50)) == 7
+    ending = Backbone(tiny_fp32._model, "fp32", "cpu")
+    ending._eos = frozenset({ids[third]})
+    for draft in ((), ids):
+        with pytest.raises(EarlyStop, match=f"position {third + 1} of 7"):
+            ending.infer([1, 5, 6], patches, 7, draft)
+    assert ending.infer([1, 5, 6], patches, third + 1).ids == ids[: third + 1]
 
 
 def test_logits_that_are_not_finite_are_a_fault(tiny_fp32: Backbone, patches: FloatArray) -> None:
@@ -126,7 +116,7 @@ def test_logits_that_are_not_finite_are_a_fault(tiny_fp32: Backbone, patches: Fl
 
 
 def test_a_sequence_beyond_the_context_is_refused(tiny_fp32: Backbone, patches: FloatArray) -> None:
-    with pytest.raises(RequestRejected, match="the model takes 2048"):
+    with pytest.raises(RequestRejected, match="the model takes 1024"):
         tiny_fp32.infer([1] * 1800, patches, 7)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from splitvla_cloud import decoding
 from splitvla_cloud.__main__ import main
 from splitvla_cloud.backbone import Backbone
 from splitvla_cloud.service import Answered
@@ -19,7 +18,7 @@ from splitvla_cloud.settings import ServerSettings
 from splitvla_shared.actions import action_ids, detokenize
 from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.config import load_config
-from splitvla_shared.errors import ConfigError
+from splitvla_shared.errors import ConfigError, EarlyStop
 from splitvla_shared.nouns import FloatArray
 from splitvla_shared.wire import inference_pb2 as pb
 from tests.cloud_fakes import WAIT_S, FakeBackbone, fake_bundle, request, serving
@@ -67,27 +66,27 @@ def test_the_answer_is_the_references_until_that_one_leaves_the_bins(
 
 def test_no_end_of_answer_can_come_early(action_only: Backbone, greedy: Backbone, patches: Patches) -> None:
     """</s> is no action id, so an action-only answer has its full length whatever the model prefers."""
-    eos = frozenset({2})
     with torch.inference_mode():
         weight = greedy._model.lm_head.weight
         kept = weight[2].clone()
         weight[2] = weight[31800] * 50
     try:
-        embeds = greedy.embed(PROMPT, patches(0), 7)
-        allowed = action_only._allowed
-        assert len(decoding.greedy(greedy._model, embeds, 7, eos, allowed).ids) == 7
+        shared = Backbone(greedy._model, "fp32", "cpu", action_only._allowed)
+        assert shared._eos == {2}
+        assert len(shared.infer(PROMPT, patches(0), 7).ids) == 7
+        with pytest.raises(EarlyStop):
+            greedy.infer(PROMPT, patches(0), 7)
     finally:
         with torch.inference_mode():
             weight[2] = kept
 
 
-def test_the_largest_logit_of_the_range_wins_and_ties_give_the_lowest_id() -> None:
-    row = torch.zeros(1, 50)
-    row[0, 3] = 9.0
-    row[0, [21, 24, 29]] = 1.0
-    assert decoding._pick(row, 0, range(20, 30)) == 21
-    assert decoding._pick(row, 0, range(22, 30)) == 24
-    assert decoding._pick(row, 0, range(50)) == 3
+def test_ties_give_the_lowest_id_of_the_range(greedy: Backbone) -> None:
+    """Hidden states of zero make every logit equal."""
+    zeros = torch.zeros(2, 96)
+    llama = greedy.engine._llama
+    assert llama.pick(zeros, None).tolist() == [[0, 1], [0, 1]]
+    assert llama.pick(zeros, range(22, 30)).tolist() == [[22, 1], [22, 1]]
 
 
 def test_an_answer_that_is_not_the_references_is_said_so(action_only: Backbone, greedy: Backbone) -> None:

@@ -340,3 +340,17 @@ def test_connect_refuses_a_server_of_another_model_and_closes_its_link(
 def test_connect_names_the_half_that_is_needed(tiny_bundles: Path) -> None:
     with pytest.raises(BundleError, match="edge half is needed"):
         EdgePolicy.connect(tiny_bundles / "cloud", "127.0.0.1:1")
+
+
+def test_the_last_answer_is_the_next_frames_draft_until_a_new_handshake(policy: EdgePolicy, link: FakeLink) -> None:
+    first = (MIDDLE, 31999, 31744, MIDDLE, MIDDLE, MIDDLE, 31744)
+    link.outcome = Reply(1, tokens=first)
+    policy.act(_observation())
+    link.outcome = DeadlineMissed("late")
+    with pytest.raises(DeadlineMissed):
+        policy.act(_observation())
+    link.outcome = Reply(3, tokens=first)
+    policy.act(_observation())
+    policy.handshake()
+    policy.act(_observation())
+    assert [call.draft_tokens for call in link.calls] == [(), first, first, ()]

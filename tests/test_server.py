@@ -346,3 +346,21 @@ def test_a_second_signal_stops_at_once(tiny_bundles: Path) -> None:
         assert any("draining: 1 sessions" in line for line in process.stdout)
         process.send_signal(signal.SIGINT)
         assert process.wait(WAIT_S) == 0
+
+
+def test_a_pass_that_hangs_is_told_by_health_until_it_ends(bundle: Bundle) -> None:
+    backbone = FakeBackbone(held=True)
+
+    async def told(channel: grpc.aio.Channel, status: Any) -> None:
+        while await health(channel) != status:
+            await asyncio.sleep(0.01)
+
+    async def run() -> None:
+        async with serving(bundle, backbone, hang_s=0.05) as served:
+            call = asyncio.ensure_future(served.stub.Infer(request(), timeout=WAIT_S))
+            await told(served.channel, NOT_SERVING)
+            backbone.release.set()
+            await call
+            await told(served.channel, SERVING)
+
+    asyncio.run(asyncio.wait_for(run(), WAIT_S))

@@ -93,10 +93,12 @@ def test_a_frame_becomes_tokens_with_durations_and_load(bundle: Bundle) -> None:
         assert (reply.stages.prefill_ms, reply.stages.decode_ms) == (1.0, 2.0)
         assert 0 < reply.stages.decode_payload_ms < reply.stages.total_ms
         assert reply.load.sessions == 1
+        assert reply.accepted_draft_tokens == 3
         assert not reply.draining
 
     with_server(bundle, backbone, scenario)
     assert backbone.prompts == [(1, 3, 5, 4, 9)]
+    assert backbone.drafts == [(1, 2, 3)]
 
 
 def test_cameras_keep_their_order(bundle: Bundle) -> None:
@@ -287,7 +289,7 @@ def test_three_faults_in_a_row_end_the_gpu_thread_and_a_success_starts_the_count
                 assert (await refusal(call))[0] == "INTERNAL"
         assert not served.server.ended.done()
         assert (await refusal(served.stub.Infer(request(9, 2.0, action_dims=1), timeout=WAIT_S)))[0] == "INTERNAL"
-        with pytest.raises(ServerFault, match="3 frames in a row failed on the GPU thread"):
+        with pytest.raises(ServerFault, match="3 passes in a row failed on the GPU thread"):
             await asyncio.wait_for(asyncio.wrap_future(served.server.ended), WAIT_S)
         assert (await refusal(served.stub.Infer(request(10), timeout=WAIT_S)))[0] == "UNAVAILABLE"
 

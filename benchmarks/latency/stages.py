@@ -10,7 +10,7 @@ from benchmarks.latency.results import Section, Summary
 from splitvla_edge.channel import Channel, FrameSeen, Message
 from splitvla_edge.control import ControlLoop
 from splitvla_edge.fallback import Asked, Chunk, Command, FallbackSettings, Ready, State
-from splitvla_edge.machine import FallbackMachine
+from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.robots.base import ActionSpace, Kind, RobotState
 from splitvla_shared.nouns import Image, StageTimes
 

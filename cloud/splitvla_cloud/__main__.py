@@ -18,7 +18,8 @@ from splitvla_shared.image_pipelines import parse_image_pipeline
 PRECISIONS = ("fp32", "bf16", "int8", "nf4")
 # Options of `serve` that are settings of the same name.
 _SERVE_OPTIONS = (
-    *("bundle", "precision", "decode", "listen", "device", "threads", "tls_cert", "tls_key", "tls_client_ca"),
+    *("bundle", "precision", "decode", "max_batch", "listen", "device", "threads"),
+    *("tls_cert", "tls_key", "tls_client_ca"),
     *("bind_wait_s", "drain_s", "insecure_lab"),
 )
 
@@ -61,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("greedy", "action-only"),
         help="pick from the whole vocabulary as the reference does, or from the action tokens alone (greedy)",
     )
+    serve.add_argument("--max-batch", type=int, metavar="N", help="robots served at once (8)")
     serve.add_argument("--listen", metavar="HOST:PORT", help="address to serve on (127.0.0.1:50051); port 0 picks one")
     serve.add_argument("--device", help="auto, cpu, cuda or cuda:N (auto)")
     serve.add_argument("--threads", type=int, metavar="N", help="of the CPU's arithmetic (torch's own choice)")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-import time
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from splitvla_cloud import decoding
-from splitvla_cloud.decoding import Decode
+from splitvla_cloud.engine.interface import Frame, Outcome, Tokens
+from splitvla_cloud.engine.llama import Llama
+from splitvla_cloud.engine.runner import CudaGraph
+from splitvla_cloud.engine.torch_engine import TorchEngine
 from splitvla_cloud.precision import (
     NUMERICS,
     Precision,
@@ -24,49 +26,73 @@ from splitvla_cloud.precision import (
     select_device,
 )
 from splitvla_cloud.settings import PRECISION_KEY
-from splitvla_cloud.worker import Tokens
 from splitvla_shared.actions import action_ids
 from splitvla_shared.bundle import Bundle
-from splitvla_shared.errors import BundleError, ConfigError, RequestRejected
+from splitvla_shared.errors import BundleError, ConfigError
 from splitvla_shared.nouns import FloatArray
 
 _WARM_UP_PROMPT = 24  # ids of a usual instruction: kernels are chosen and memory is laid out for such a length
 _WARM_UP_RUNS = 2
+# A prompt around the longest legal instruction has fewer, unless it is written in rare scripts.
+_TEXT_TOKENS = 768
+# Prompts of these lengths and less have their CUDA graphs; longer ones run without.
+_TEXT_BUCKETS = (32, 64)
+
+Decode = Literal["greedy", "action-only"]
 
 
 class Backbone:
-    """A loaded LlamaForCausalLM. Holds no state between calls; one thread at a time.
+    """A loaded LlamaForCausalLM with our engine on it; one thread at a time.
 
-    allowed: the ids that an answer may hold, None for the whole vocabulary.
+    model: a LlamaForCausalLM in the precision. allowed: the ids that an answer may hold, None for the whole vocabulary.
+    capacity: robots served at once. tokens: of the longest sequence, None for what the model takes.
     """
 
-    def __init__(self, model: Any, precision: Precision, device: str, allowed: range | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        precision: Precision,
+        device: str,
+        allowed: range | None = None,
+        *,
+        capacity: int = 1,
+        tokens: int | None = None,
+    ) -> None:
         self._model = model
         self._allowed = range(self.vocab_size) if allowed is None else allowed
         self.precision = precision
         self.device = device
-        self._dtype = NUMERICS[precision].dtype
         eos = model.generation_config.eos_token_id
         self._eos = frozenset(eos if isinstance(eos, list) else [eos])
+        context = int(model.config.max_position_embeddings)
+        tokens = context if tokens is None else min(tokens, context)
+        self.engine = TorchEngine(
+            Llama(model, tokens),
+            vocab_size=self.vocab_size,
+            capacity=capacity,
+            tokens=tokens,
+            eos=self._eos,
+            allowed=allowed,
+        )
 
     @classmethod
-    def load(cls, bundle: Bundle, precision: Precision, device: str, decode: Decode = "greedy") -> Backbone:
+    def load(
+        cls,
+        bundle: Bundle,
+        precision: Precision,
+        device: str,
+        decode: Decode = "greedy",
+        *,
+        capacity: int = 1,
+    ) -> Backbone:
         """Read the bundle's LlamaForCausalLM folder, offline and from safetensors only.
 
         Raises BundleError when the folder does not hold such a model, and ConfigError when device or precision do not
         fit this machine.
         """
-        check_stored(bundle.extra.get(PRECISION_KEY), precision, bundle.path)
-        device = select_device(device)
-        keep_libraries_offline_and_quiet()
-        config = _read_config(bundle.path)
-        if config.hidden_size != bundle.spec.embed_dim:
-            raise BundleError(
-                f"{bundle.path}: the backbone is {config.hidden_size} wide, the spec says {bundle.spec.embed_dim}; "
-                "split again"
-            )
-        check_shapes(precision, device, _linears(config))
-        backbone = cls(_read_model(bundle, precision, device), precision, device, _allowed(bundle, decode))
+        model, device = load_model(bundle, precision, device)
+        tokens = bundle.spec.max_cameras * bundle.spec.patches + _TEXT_TOKENS
+        backbone = cls(model, precision, device, _allowed(bundle, decode), capacity=capacity, tokens=tokens)
         if not backbone._eos - {None}:
             raise BundleError(f"{bundle.path}/generation_config.json names no eos_token_id; split again")
         return backbone
@@ -74,6 +100,10 @@ class Backbone:
     @property
     def vocab_size(self) -> int:
         return int(self._model.config.vocab_size)
+
+    @property
+    def capacity(self) -> int:
+        return self.engine.capacity
 
     @property
     def parameters(self) -> int:
@@ -88,52 +118,73 @@ class Backbone:
         """One line for people: precision, device, parameters, memory."""
         size = f"{self.parameters / 1e6:,.1f} M parameters, {self.memory_bytes / 2**20:,.0f} MiB"
         name = torch.cuda.get_device_name(self.device) if self.device != "cpu" else f"{torch.get_num_threads()} threads"
+        robots = f", {self.capacity} robots at once" if self.capacity > 1 else ""
         limited = ", action ids only" if len(self._allowed) < self.vocab_size else ""
-        return f"{self.precision} on {self.device} ({name}), {size}{limited}"
+        return f"{self.precision} on {self.device} ({name}), {size}{robots}{limited}"
 
-    def infer(self, prompt_ids: Sequence[int], patches: FloatArray, dims: int) -> Tokens:
+    def admit(self, frame: Frame) -> None:
+        self.engine.admit(frame)
+
+    def step(self) -> list[Outcome]:
+        return self.engine.step()
+
+    def cancel(self, frame: Frame) -> None:
+        self.engine.cancel(frame)
+
+    def infer(self, prompt_ids: Sequence[int], patches: FloatArray, dims: int, draft: Sequence[int] = ()) -> Tokens:
         """Greedy ids, `dims` of them (chunk length times action dimensions), among the allowed ones.
 
-        patches: float32 (n, embed_dim), put behind the first prompt id (BOS). Raises RequestRejected when prompt and
-        patches exceed the model's context, EarlyStop and ServerFault as `decoding.greedy` does.
+        patches: float32 (n, embed_dim), put behind the first prompt id (BOS). draft: a guess, which never changes the
+        answer. Raises RequestRejected when prompt and patches exceed the model's context, EarlyStop and ServerFault as
+        `engine.answer` does.
         """
-        started = time.perf_counter()
-        embeds = self.embed(prompt_ids, patches, dims)
-        embed_ms = (time.perf_counter() - started) * 1000
-        decoded = decoding.greedy(self._model, embeds, dims, self._eos, self._allowed)
-        return Tokens(decoded.ids, embed_ms + decoded.prefill_ms, decoded.decode_ms)
+        return self._alone(Frame(0, 0, tuple(prompt_ids), patches, dims, math.inf, tuple(draft)), self._eos)
 
     def full_answer(self, prompt_ids: Sequence[int], patches: FloatArray, dims: int) -> tuple[int, ...]:
         """The ids of `infer` where an early end is an id like any other: for comparisons, never for a robot."""
-        return decoding.greedy(self._model, self.embed(prompt_ids, patches, dims), dims, frozenset(), self._allowed).ids
+        return self._alone(Frame(0, 0, tuple(prompt_ids), patches, dims, math.inf), frozenset()).ids
 
     def score(self, prompt_ids: Sequence[int], patches: FloatArray, ids: Sequence[int]) -> FloatArray:
         """Teacher-forced logits, float32 (len(ids), vocabulary): what the model says where it has said `ids[:i]`."""
-        embeds = self.embed(prompt_ids, patches, len(ids))
-        logits: FloatArray = decoding.score(self._model, embeds, ids).cpu().numpy()
+        logits: FloatArray = self.engine.score(prompt_ids, patches, ids).cpu().numpy()
         return logits
 
     def warm_up(self, patches: int, dims: int) -> None:
-        """Run a request of usual length, so that the first robot does not pay for lazy initialisation."""
-        noise = np.random.default_rng(0).standard_normal((patches, self._model.config.hidden_size), dtype=np.float32)
-        embeds = self.embed([1] * _WARM_UP_PROMPT, noise * 0.02, dims)
-        for _ in range(_WARM_UP_RUNS):
-            decoding.greedy(
-                self._model, embeds, dims, frozenset(), self._allowed
-            )  # no id ends it: every step is to run
+        """Run a request of usual length, so that the first robot does not pay for lazy initialisation.
 
-    @torch.inference_mode()
-    def embed(self, prompt_ids: Sequence[int], patches: FloatArray, dims: int) -> torch.Tensor:
-        """(1, prompt + patches, hidden) in the computation's dtype: E[BOS], patches, E[rest of the prompt]."""
-        length, context = len(prompt_ids) + len(patches) + dims, self._model.config.max_position_embeddings
-        if length > context:
-            raise RequestRejected(
-                f"prompt, {len(patches)} patches and answer are {length} tokens, the model takes {context}; "
-                "shorten the instruction or send fewer cameras"
-            )
-        text = self._model.model.embed_tokens(torch.tensor([list(prompt_ids)], device=self.device))
-        image = torch.from_numpy(patches).to(self.device, self._dtype)[None]
-        return torch.cat((text[:, :1], image, text[:, 1:]), dim=1)
+        On CUDA the passes of usual shapes are captured as graphs first, where the precision can be.
+        """
+        hidden = self._model.config.hidden_size
+        noise = np.random.default_rng(0).standard_normal((patches, hidden), dtype=np.float32) * np.float32(0.02)
+        if self.device != "cpu" and NUMERICS[self.precision].graphs:
+            lengths = [patches + text + dims for text in _TEXT_BUCKETS]
+            self.engine.capture(lengths, dims, CudaGraph)
+        frame = Frame(0, 0, (1,) * _WARM_UP_PROMPT, noise, dims, math.inf)
+        for _ in range(_WARM_UP_RUNS):
+            self._alone(frame, frozenset())  # no id ends it: every step is to run
+
+    def _alone(self, frame: Frame, eos: frozenset[int]) -> Tokens:
+        self.engine.admit(frame, eos)
+        while True:
+            for outcome in self.engine.step():
+                if isinstance(outcome.result, Exception):
+                    raise outcome.result
+                return outcome.result
+
+
+def load_model(bundle: Bundle, precision: Precision, device: str) -> tuple[Any, str]:
+    """The bundle's LlamaForCausalLM in a precision, and its device. Raises what `Backbone.load` raises."""
+    check_stored(bundle.extra.get(PRECISION_KEY), precision, bundle.path)
+    device = select_device(device)
+    keep_libraries_offline_and_quiet()
+    config = _read_config(bundle.path)
+    if config.hidden_size != bundle.spec.embed_dim:
+        raise BundleError(
+            f"{bundle.path}: the backbone is {config.hidden_size} wide, the spec says {bundle.spec.embed_dim}; "
+            "split again"
+        )
+    check_shapes(precision, device, _linears(config))
+    return _read_model(bundle, precision, device), device
 
 
 def _allowed(bundle: Bundle, decode: Decode) -> range | None:

@@ -22,15 +22,19 @@ _NF4_CPU_IN, _NF4_CPU_OUT = 64, 32
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """dtype: of everything that is not quantised, and of the computation. quantization: BitsAndBytesConfig's fields."""
+    """dtype: of everything that is not quantised, and of the computation. quantization: BitsAndBytesConfig's fields.
+
+    graphs: its kernels never wait for the device, so that a CUDA graph can hold them.
+    """
 
     dtype: torch.dtype
     quantization: Mapping[str, Any] | None = None
+    graphs: bool = False
 
 
 NUMERICS: dict[Precision, Numerics] = {
-    "fp32": Numerics(torch.float32),
-    "bf16": Numerics(torch.bfloat16),
+    "fp32": Numerics(torch.float32, graphs=True),
+    "bf16": Numerics(torch.bfloat16, graphs=True),
     "int8": Numerics(torch.bfloat16, {"load_in_8bit": True}),
     "nf4": Numerics(
         torch.bfloat16,

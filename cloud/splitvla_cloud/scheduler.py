@@ -1,15 +1,19 @@
-"""Which frame the GPU takes next: a bounded queue in which a session's newest frame wins, and what it says of load.
+"""Which frames the GPU takes next: a bounded queue in which a session's newest frame wins, and what it says of load.
 
 Rules of this file: no clock and no thread; `now` and deadlines are monotonic seconds of this machine. A frame that
-leaves the queue without being taken leaves it with the error that its caller is told.
+leaves the queue without being taken leaves it with the error that its caller is told. The earliest deadline goes first,
+but a session that has had its turn does not overtake a frame that was waiting then: a frame waits for at most one frame
+of each other session, however fast and urgent that one sends.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from splitvla_cloud.admission import FREE, PassCost, choose
 from splitvla_shared.errors import DeadlineMissed, LinkError, Overloaded, Superseded
 
 T = TypeVar("T")
@@ -37,17 +41,34 @@ class Dropped(Generic[T]):
     error: LinkError
 
 
+@dataclass(slots=True)
+class _Session:
+    """newest: highest sequence so far. seen: when it came. turn: number of the last take that served this session."""
+
+    newest: int
+    seen: float
+    turn: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting(Generic[T]):
+    """since: number of takes when the session began to wait; a newer frame inherits its predecessor's place."""
+
+    ticket: Ticket[T]
+    since: int
+
+
 class FrameQueue(Generic[T]):
-    """At most one queued frame a session, at most `limit` in all; the earliest deadline is served first.
+    """At most one queued frame a session, at most `limit` in all.
 
     Owned by whoever holds the lock around it: it has none of its own.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._queued: dict[int, Ticket[T]] = {}
-        # session -> (newest sequence, when it came), oldest arrival first
-        self._sessions: OrderedDict[int, tuple[int, float]] = OrderedDict()
+        self._queued: dict[int, _Waiting[T]] = {}
+        self._sessions: OrderedDict[int, _Session] = OrderedDict()  # the oldest arrival first
+        self._turns = 0
 
     def __len__(self) -> int:
         return len(self._queued)
@@ -64,62 +85,90 @@ class FrameQueue(Generic[T]):
         if ticket.deadline <= now:
             raise DeadlineMissed(f"frame {ticket.sequence}: its deadline had passed when it reached the queue")
         dropped = self._drop_expired(now)
+        since = self._turns
         if older := self._queued.pop(ticket.session, None):
-            dropped.append(Dropped(older, Superseded(f"frame {older.sequence}: frame {newest} took its place")))
+            since, sequence = older.since, older.ticket.sequence
+            dropped.append(Dropped(older.ticket, Superseded(f"frame {sequence}: frame {newest} took its place")))
         elif len(self._queued) >= self._limit:
             # Nothing expired, or there would be room: no dropped frame is lost by raising here.
             raise Overloaded(f"frame {ticket.sequence}: {self._limit} frames wait for the GPU already; slow down")
-        self._queued[ticket.session] = ticket
+        self._queued[ticket.session] = _Waiting(ticket, since)
         return dropped
 
-    def take(self, now: float) -> tuple[Ticket[T] | None, list[Dropped[T]]]:
-        """The frame with the earliest deadline, removed, and the frames whose deadline has passed."""
-        dropped = self._drop_expired(now)
-        if not self._queued:
-            return None, dropped
-        ticket = min(self._queued.values(), key=lambda queued: (queued.deadline, queued.queued_at))
-        return self._queued.pop(ticket.session), dropped
+    def take(
+        self, now: float, room: int = 1, cost: PassCost = FREE, running: Iterable[float] = ()
+    ) -> tuple[list[Ticket[T]], list[Dropped[T]]]:
+        """At most `room` frames to serve together, removed, and those dropped because their deadline can't be met.
+
+        cost: of a pass with so many new frames. running: deadlines of the frames that are being served.
+        """
+        dropped = self._drop_expired(now, cost.floor(now))
+        order = self._order()
+        taken = order[: choose([ticket.deadline for ticket in order], now, room, cost, running)]
+        for ticket in taken:
+            self._turns += 1
+            if known := self._sessions.get(ticket.session):
+                known.turn = self._turns
+            del self._queued[ticket.session]
+        return taken, dropped
 
     def cancel(self, ticket: Ticket[T]) -> bool:
         """Forget a frame that nobody waits for any more; False when it is not queued."""
-        if self._queued.get(ticket.session) is not ticket:
+        waiting = self._queued.get(ticket.session)
+        if waiting is None or waiting.ticket is not ticket:
             return False
         del self._queued[ticket.session]
         return True
 
     def drain(self) -> list[Ticket[T]]:
         """Empty the queue."""
-        tickets = list(self._queued.values())
+        tickets = [waiting.ticket for waiting in self._queued.values()]
         self._queued.clear()
         return tickets
 
     def sessions(self, now: float) -> int:
         """Sessions that sent a frame within the last SESSION_WINDOW_S."""
         while self._sessions:
-            session, (_, seen) = next(iter(self._sessions.items()))
-            if now - seen <= SESSION_WINDOW_S:
+            session, known = next(iter(self._sessions.items()))
+            if now - known.seen <= SESSION_WINDOW_S:
                 break
             del self._sessions[session]
         return len(self._sessions)
 
     def _note_arrival(self, ticket: Ticket[T], now: float) -> int:
         self.sessions(now)  # forgets the silent ones, so that the table stays as small as the window
-        known, _ = self._sessions.get(ticket.session, (ticket.sequence, now))
-        newest = max(known, ticket.sequence)
-        self._sessions[ticket.session] = (newest, now)
+        known = self._sessions.setdefault(ticket.session, _Session(ticket.sequence, now))
+        known.newest, known.seen = max(known.newest, ticket.sequence), now
         self._sessions.move_to_end(ticket.session)
-        return newest
+        return known.newest
 
-    def _drop_expired(self, now: float) -> list[Dropped[T]]:
-        expired = [ticket for ticket in self._queued.values() if ticket.deadline <= now]
+    def _order(self) -> list[Ticket[T]]:
+        """Those that may overtake first; among them by deadline, then by arrival."""
+        longest = min((waiting.since for waiting in self._queued.values()), default=0)
+
+        def rank(ticket: Ticket[T]) -> tuple[bool, float, float]:
+            known = self._sessions.get(ticket.session)  # forgotten when it has long been silent
+            return known is not None and known.turn > longest, ticket.deadline, ticket.queued_at
+
+        return sorted((waiting.ticket for waiting in self._queued.values()), key=rank)
+
+    def _drop_expired(self, now: float, floor_s: float = 0.0) -> list[Dropped[T]]:
+        expired = [waiting.ticket for waiting in self._queued.values() if waiting.ticket.deadline <= now + floor_s]
         for ticket in expired:
             del self._queued[ticket.session]
-        return [Dropped(ticket, DeadlineMissed(_expired(ticket, now))) for ticket in expired]
+        return [Dropped(ticket, DeadlineMissed(_expired(ticket, now, floor_s))) for ticket in expired]
 
 
-def _expired(ticket: Ticket[T], now: float) -> str:
-    waited = (now - ticket.queued_at) * 1000
-    return f"frame {ticket.sequence}: its deadline passed in the queue after {waited:.0f} ms; it never reached the GPU"
+def _expired(ticket: Ticket[T], now: float, floor_s: float) -> str:
+    waited_ms, left_ms = (now - ticket.queued_at) * 1000, (ticket.deadline - now) * 1000
+    if left_ms > 0:
+        return (
+            f"frame {ticket.sequence}: {left_ms:.0f} ms were left after {waited_ms:.0f} ms in the queue, the backbone "
+            f"takes {floor_s * 1000:.0f} ms; it never reached the GPU"
+        )
+    return (
+        f"frame {ticket.sequence}: its deadline passed in the queue after {waited_ms:.0f} ms; it never reached the GPU"
+    )
 
 
 class BusyMeter:
@@ -137,6 +186,10 @@ class BusyMeter:
             self._spans.append((self._since, now))
         self._since = None
         self._forget(now)
+
+    def running_s(self, now: float) -> float:
+        """How long the running work has run; 0 when none runs."""
+        return 0.0 if self._since is None else now - self._since
 
     def share(self, now: float) -> float:
         """0..1."""

@@ -1,7 +1,7 @@
 """The cloud process: load, bind, answer, drain.
 
 Rules of this file: health answers come from the event loop and never wait for the model; SERVING is said only while the
-backbone is warm, the port is bound and nobody asked us to leave.
+backbone is warm, the port is bound, no pass hangs, and nobody asked us to leave.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from splitvla_cloud.engine.interface import Engine
 from splitvla_cloud.prompt import Prompt
 from splitvla_cloud.service import InferenceService
 from splitvla_cloud.settings import ServerSettings, credentials, is_loopback, port_is_taken, split_address
-from splitvla_cloud.worker import Backbone, GpuWorker
+from splitvla_cloud.worker import GpuWorker
 from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.errors import ConfigError, ServerFault
 from splitvla_shared.limits import max_message_bytes
@@ -33,17 +34,18 @@ __all__ = ["CloudServer", "LoadBackbone", "ServerSettings", "load_backbone", "se
 
 logger = logging.getLogger("splitvla.cloud")
 
-LoadBackbone = Callable[[Bundle, ServerSettings], Backbone]
+LoadBackbone = Callable[[Bundle, ServerSettings], Engine]
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 # Health watches and Describe count too, so this lies far above what the queue admits; each connection has 8 streams.
 _MAX_RPCS = 256
 _BIND_EVERY_S = 0.1
 _STOP_GRACE_S = 2.0
+_LOOKS_PER_HANG = 4  # how often within hang_s the watch looks at the running pass
 
 
-def load_backbone(bundle: Bundle, settings: ServerSettings) -> Backbone:
-    """Load, warm and probe the real backbone. torch is imported here, on the GPU thread, and nowhere else.
+def load_backbone(bundle: Bundle, settings: ServerSettings) -> Engine:
+    """Load, warm and probe the real engine. torch is imported here, on the GPU thread, and nowhere else.
 
     Raises BundleError, ConfigError, and ServerFault when it does not answer the golden probe as the split model does.
     """
@@ -55,7 +57,8 @@ def load_backbone(bundle: Bundle, settings: ServerSettings) -> Backbone:
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    backbone = LlamaBackbone.load(bundle, parse_precision(settings.precision), settings.device, settings.decode)
+    precision = parse_precision(settings.precision)
+    backbone = LlamaBackbone.load(bundle, precision, settings.device, settings.decode, capacity=settings.max_batch)
     backbone.warm_up(bundle.spec.patches, bundle.spec.chunk_length * bundle.spec.max_action_dims)
     check_backbone(backbone, Prompt.load(bundle.path, bundle.spec).ids(INSTRUCTION), bundle.spec, bundle.path)
     return backbone
@@ -88,6 +91,7 @@ class CloudServer:
         self._service = InferenceService(bundle.spec, prompt, self._worker, settings.numerics)
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
+        self._watching: asyncio.Task[None] | None = None
         self.port = 0
 
     @property
@@ -106,6 +110,7 @@ class CloudServer:
             await self._bind()
             backbone = await asyncio.wrap_future(self._worker.ready)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._watching = asyncio.ensure_future(self._watch())
         spec, seconds = self._bundle.spec, time.monotonic() - started
         print(f"serving {spec.name} {spec.fingerprint[:16]}: {backbone.describe()}, up in {seconds:.1f} s", flush=True)
         host, _ = split_address(self._settings.listen)
@@ -113,8 +118,8 @@ class CloudServer:
 
     async def drain(self) -> None:
         """Leave politely: NOT_SERVING at once, and `draining` in every reply for as long as robots need to move."""
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._service.draining = True
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         logger.info("%s", self._service.answered)
         if sessions := self._worker.load().sessions:
             logger.info("draining: %d sessions have %g s to leave", sessions, self._settings.drain_s)
@@ -122,11 +127,29 @@ class CloudServer:
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, give running ones `grace_s`, then let go of port and GPU thread."""
+        if self._watching is not None:
+            self._watching.cancel()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         if self._server is not None:
             await self._server.stop(grace_s)
         self._service.close()
         await asyncio.to_thread(self._worker.close)
+
+    async def _watch(self) -> None:
+        """Say NOT_SERVING while a pass takes longer than `hang_s`: robots and supervisors should go elsewhere."""
+        limit_s, hangs = self._settings.hang_s, False
+        while not self._service.draining:
+            await asyncio.sleep(limit_s / _LOOKS_PER_HANG)
+            running_s = self._worker.hung_s()
+            if hangs == (running_s > limit_s) or self._service.draining:
+                continue
+            hangs = not hangs
+            if hangs:
+                logger.error("a pass has run for %.1f s (hang_s = %g): not serving until it ends", running_s, limit_s)
+            else:
+                logger.warning("the pass that hung has ended: serving again")
+            status = health_pb2.HealthCheckResponse
+            await self._set_health(status.NOT_SERVING if hangs else status.SERVING)
 
     async def _bind(self) -> None:
         """Bind and start, trying for `bind_wait_s` where another process holds the port. Raises ConfigError."""

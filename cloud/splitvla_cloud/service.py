@@ -13,9 +13,10 @@ from typing import Any, NoReturn
 
 import grpc
 
+from splitvla_cloud.engine.interface import Frame
 from splitvla_cloud.prompt import Prompt
 from splitvla_cloud.validation import check_request, decode_payload
-from splitvla_cloud.worker import Frame, GpuWorker, Served
+from splitvla_cloud.worker import GpuWorker, Served
 from splitvla_shared import __version__
 from splitvla_shared.actions import action_ids
 from splitvla_shared.errors import Overloaded, SplitVLAError, status_for_error
@@ -108,7 +109,8 @@ class InferenceService(InferenceServicer):
         patches = await self._decode(request)
         decoded = self._clock()
         count = spec.chunk_length * request.action_dims
-        frame = Frame(request.session, request.sequence, prompt_ids, patches, count, deadline)
+        draft = tuple(request.draft_tokens)
+        frame = Frame(request.session, request.sequence, prompt_ids, patches, count, deadline, draft)
         served = await asyncio.wrap_future(self._worker.submit(frame))
         return self._reply(request.sequence, served, (decoded - arrived) * 1000, (self._clock() - arrived) * 1000)
 

@@ -23,6 +23,9 @@ PRECISION_KEY = "precision"
 class ServerSettings:
     """bundle: the cloud half of a split. queue_limit: frames that may wait for the GPU.
 
+    max_batch: robots served at once.
+    hang_s: a forward pass that takes longer makes the server say NOT_SERVING until it ends.
+
     precision: "auto" is what `split` quantised the bundle to, otherwise bf16.
     decode: "greedy" picks from the whole vocabulary, as the reference does; "action-only" from the action ids alone, so
     that an answer can neither end early nor hold another id.
@@ -38,7 +41,9 @@ class ServerSettings:
     listen: str = "127.0.0.1:50051"
     device: str = "auto"
     threads: int | None = None
-    queue_limit: int = 8
+    queue_limit: int = 32
+    max_batch: int = 8
+    hang_s: float = 10.0
     drain_s: float = 2.0
     bind_wait_s: float = 0.0
     insecure_lab: bool = False
@@ -49,6 +54,10 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.queue_limit <= 1024:
             raise ConfigError(f"queue_limit is {self.queue_limit}; expected 1..1024")
+        if not 1 <= self.max_batch <= 64:
+            raise ConfigError(f"max_batch is {self.max_batch}; expected 1..64 robots")
+        if not 0 < self.hang_s <= 3600:
+            raise ConfigError(f"hang_s is {self.hang_s}; expected more than 0 and at most 3600 seconds")
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise ConfigError(f"threads is {self.threads}; expected 1..1024")
         for name in ("drain_s", "bind_wait_s"):

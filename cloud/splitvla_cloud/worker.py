@@ -1,62 +1,27 @@
-"""The one thread that owns the GPU: it loads the backbone, takes frames from the queue and resolves their futures."""
+"""The one thread that owns the GPU: it loads the engine, feeds it frames from the queue and resolves their futures."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
 
+from splitvla_cloud.admission import PassCost
+from splitvla_cloud.engine.interface import Engine, Frame, Outcome, Tokens
 from splitvla_cloud.scheduler import BusyMeter, FrameQueue, Ticket
-from splitvla_shared.errors import ServerFault, SplitVLAError, Unreachable
-from splitvla_shared.nouns import FloatArray
+from splitvla_shared.errors import DeadlineMissed, ServerFault, SplitVLAError, Unreachable
 
 logger = logging.getLogger("splitvla.cloud")
 
-# What torch, CUDA and our own slips raise: such a job fails alone, until so many in a row have failed that the GPU must
-# be taken for lost (after most CUDA errors every later call fails too, until the process ends). Anything else ends the
+# What torch, CUDA and our own slips raise: such a pass fails alone, until so many in a row have failed that the GPU is
+# taken for lost (after most CUDA errors every later call fails too, until the process ends). Anything else ends the
 # thread, and with it the server, at once, because then nobody knows what state the process is in.
 _FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 _FAULTS_IN_A_ROW = 3
 _JOIN_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Answer of a backbone: greedy token ids, and where the time went in milliseconds."""
-
-    ids: tuple[int, ...]
-    prefill_ms: float
-    decode_ms: float
-    accepted_draft_tokens: int = 0
-
-
-class Backbone(Protocol):
-    """What the worker needs of a language model. Only the worker's thread calls it."""
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    def describe(self) -> str:
-        """One line for people: precision, device, parameters, memory."""
-
-    def infer(self, prompt_ids: Sequence[int], patches: FloatArray, dims: int) -> Tokens:
-        """`dims` greedy ids after BOS, patches (n, embed_dim) and the rest of the prompt."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Frame:
-    """A frame that is ready for the GPU. patches: float32 (n, embed_dim). deadline: monotonic seconds, may be inf."""
-
-    session: int
-    sequence: int
-    prompt_ids: tuple[int, ...]
-    patches: FloatArray
-    dims: int
-    deadline: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,25 +47,36 @@ class _Job:
     future: Future[Served]
 
 
-class GpuWorker:
-    """Queue in front of a backbone.
+@dataclass(frozen=True, slots=True, eq=False)
+class _InEngine:
+    """A frame that is in the engine: when it came there, and how long it had waited."""
 
-    The queue, the meter and `_closed` are guarded by `_wake`; the backbone belongs to the thread alone. `ready`
-    resolves once the backbone is loaded and warm, or holds the error; `ended` resolves when the thread is gone, or
-    holds the ServerFault for which it gave up. `_faults`, failed jobs in a row, belongs to the thread.
+    future: Future[Served]
+    started: float
+    queue_ms: float
+
+
+class GpuWorker:
+    """Queue in front of an engine.
+
+    The queue, the costs, the meter and `_closed` are guarded by `_wake`; the engine, `_running` (the frames that are in
+    it) and `_faults` (failures in a row) belong to the thread alone. `ready` resolves once the engine is loaded and
+    warm, or holds the error; `ended` resolves when the thread is gone, or holds the ServerFault for which it gave up.
     """
 
     def __init__(
-        self, load: Callable[[], Backbone], queue_limit: int, clock: Callable[[], float] = time.monotonic
+        self, load: Callable[[], Engine], queue_limit: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._load = load
         self._clock = clock
         self._wake = threading.Condition()
         self._queue: FrameQueue[_Job] = FrameQueue(queue_limit)
+        self._cost = PassCost()
         self._meter = BusyMeter()
         self._closed = False
+        self._running: dict[Frame, _InEngine] = {}
         self._faults = 0
-        self.ready: Future[Backbone] = _uncancellable()
+        self.ready: Future[Engine] = _uncancellable()
         self.ended: Future[None] = _uncancellable()
         # A daemon: neither a long load nor a hung GPU may keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="gpu", daemon=True)
@@ -116,7 +92,7 @@ class GpuWorker:
         self._thread.start()
 
     def submit(self, frame: Frame) -> Future[Served]:
-        """Queue a frame. Cancelling the future takes the frame out of the queue.
+        """Queue a frame. Cancelling the future takes the frame out of the queue, or out of the engine after its pass.
 
         Raises Superseded, DeadlineMissed, Overloaded or Unreachable when it is not admitted.
         """
@@ -129,7 +105,7 @@ class GpuWorker:
             dropped = self._queue.offer(ticket, now)
             self._wake.notify()
         for leaving in dropped:
-            _fail(leaving.ticket.work.future, leaving.error)
+            _resolve(leaving.ticket.work.future, leaving.error)
         job.future.add_done_callback(lambda future: self._forget(ticket) if future.cancelled() else None)
         return job.future
 
@@ -138,8 +114,13 @@ class GpuWorker:
         with self._wake:
             return Load(len(self._queue), self._queue.sessions(now), self._meter.share(now))
 
+    def hung_s(self) -> float:
+        """How long the running pass has run; 0 when none runs."""
+        with self._wake:
+            return self._meter.running_s(self._clock())
+
     def close(self) -> None:
-        """Refuse new frames, fail the queued ones, and wait briefly for the running one."""
+        """Refuse new frames, fail the queued ones, and wait briefly for the running ones."""
         self._close_queue()
         if self._thread.is_alive():
             self._thread.join(_JOIN_S)
@@ -147,16 +128,18 @@ class GpuWorker:
     def _run(self) -> None:
         lost: ServerFault | None = None
         try:
-            if (backbone := self._load_backbone()) is not None:
-                while self._faults < _FAULTS_IN_A_ROW and (ticket := self._next()) is not None:
-                    self._serve(backbone, ticket)
+            if (engine := self._load_engine()) is not None:
+                while self._faults < _FAULTS_IN_A_ROW and self._turn(engine):
+                    pass
             if self._faults >= _FAULTS_IN_A_ROW:
                 lost = ServerFault(
-                    f"{self._faults} frames in a row failed on the GPU thread, so the GPU is taken for lost; their "
+                    f"{self._faults} passes in a row failed on the GPU thread, so the GPU is taken for lost; their "
                     "tracebacks are in the log; start the server again"
                 )
         finally:
             self._close_queue()
+            for frame in list(self._running):
+                self._answer(frame, ServerFault(f"frame {frame.sequence}: the GPU thread ended; see the server's log"))
             if not self.ready.done():
                 self.ready.set_exception(ServerFault("the GPU thread ended while it loaded the model; see the log"))
             if lost is None:
@@ -164,9 +147,90 @@ class GpuWorker:
             else:
                 self.ended.set_exception(lost)
 
-    def _load_backbone(self) -> Backbone | None:
+    def _turn(self, engine: Engine) -> bool:
+        """Let go of frames that nobody waits for, take new ones in, run one pass. False when the worker is closed."""
+        self._abandon(engine)
+        tickets = self._take(engine.capacity)
+        if tickets is None:
+            return False
+        for ticket in tickets:
+            self._admit(engine, ticket)
+        if self._running:
+            self._step(engine, len(tickets))
+        return True
+
+    def _abandon(self, engine: Engine) -> None:
+        now = self._clock()
+        for frame, served in list(self._running.items()):
+            if frame.deadline <= now or served.future.cancelled():
+                engine.cancel(frame)
+                waited_ms = (now - served.started) * 1000
+                late_by = f"frame {frame.sequence}: its deadline passed after {waited_ms:.0f} ms on the GPU"
+                self._answer(frame, DeadlineMissed(late_by))
+
+    def _take(self, capacity: int) -> list[Ticket[_Job]] | None:
+        """The frames for the next pass, waiting for some while the engine is empty; None when there is an end to it."""
+        with self._wake:
+            if not self._running:
+                self._wake.wait_for(lambda: self._closed or len(self._queue))
+                if self._closed:
+                    return None
+            deadlines = [frame.deadline for frame in self._running]
+            room = capacity - len(self._running)
+            tickets, dropped = self._queue.take(self._clock(), room, self._cost, deadlines)
+        for leaving in dropped:
+            _resolve(leaving.ticket.work.future, leaving.error)
+        return tickets
+
+    def _admit(self, engine: Engine, ticket: Ticket[_Job]) -> None:
+        job, now = ticket.work, self._clock()
+        self._running[job.frame] = _InEngine(job.future, now, (now - ticket.queued_at) * 1000)
         try:
-            backbone = self._load()
+            engine.admit(job.frame)
+        except SplitVLAError as error:
+            self._answer(job.frame, error)
+        except _FAULTS as error:
+            self._faults += 1
+            self._answer(job.frame, self._told(Outcome(job.frame, error)))
+
+    def _step(self, engine: Engine, fresh: int) -> None:
+        began = self._clock()
+        with self._wake:
+            self._meter.begin(began)
+        try:
+            outcomes = engine.step()
+        except _FAULTS as error:  # an engine tells a frame's failure with the frame; this one is everybody's
+            outcomes = [Outcome(frame, error) for frame in self._running]
+            for outcome in outcomes:
+                engine.cancel(outcome.frame)
+        finally:
+            ended = self._clock()
+            with self._wake:
+                self._meter.end(ended)
+                self._cost.learn(fresh, ended - began, ended)
+        results = [self._told(outcome) for outcome in outcomes]
+        if any(isinstance(result, Tokens) for result in results):
+            self._faults = 0
+        elif any(result is not outcome.result for result, outcome in zip(results, outcomes, strict=True)):
+            self._faults += 1
+        for outcome, result in zip(outcomes, results, strict=True):
+            self._answer(outcome.frame, result)
+
+    def _told(self, outcome: Outcome) -> Tokens | SplitVLAError:
+        """What the robot is told; a fault is logged and becomes a ServerFault."""
+        frame, result = outcome.frame, outcome.result
+        if isinstance(result, (Tokens, SplitVLAError)):
+            return result
+        logger.error("session %016x frame %d failed on the GPU thread", frame.session, frame.sequence, exc_info=result)
+        return ServerFault(f"frame {frame.sequence}: the backbone failed: {_first_line(result)}")
+
+    def _answer(self, frame: Frame, result: Tokens | SplitVLAError) -> None:
+        served = self._running.pop(frame)
+        _resolve(served.future, Served(result, served.queue_ms) if isinstance(result, Tokens) else result)
+
+    def _load_engine(self) -> Engine | None:
+        try:
+            engine = self._load()
         except SplitVLAError as error:
             self.ready.set_exception(error)
             return None
@@ -174,43 +238,8 @@ class GpuWorker:
             logger.exception("loading the model failed")
             self.ready.set_exception(ServerFault(f"the model can't be loaded: {_first_line(error)}"))
             return None
-        self.ready.set_result(backbone)
-        return backbone
-
-    def _next(self) -> Ticket[_Job] | None:
-        """Wait for the next frame; None when the worker is closed."""
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._closed or len(self._queue))
-                if self._closed:
-                    return None
-                ticket, dropped = self._queue.take(self._clock())
-            for leaving in dropped:
-                _fail(leaving.ticket.work.future, leaving.error)
-            # False when it was cancelled between leaving the queue and here.
-            if ticket is not None and ticket.work.future.set_running_or_notify_cancel():
-                return ticket
-
-    def _serve(self, backbone: Backbone, ticket: Ticket[_Job]) -> None:
-        frame, future = ticket.work.frame, ticket.work.future
-        started = self._clock()
-        with self._wake:
-            self._meter.begin(started)
-        try:
-            tokens = backbone.infer(frame.prompt_ids, frame.patches, frame.dims)
-            self._faults = 0
-            future.set_result(Served(tokens, (started - ticket.queued_at) * 1000))
-        except SplitVLAError as error:
-            future.set_exception(error)
-        except _FAULTS as error:
-            self._faults += 1
-            logger.exception("session %016x frame %d failed on the GPU thread", frame.session, frame.sequence)
-            future.set_exception(ServerFault(f"frame {frame.sequence}: the backbone failed: {_first_line(error)}"))
-        finally:
-            with self._wake:
-                self._meter.end(self._clock())
-            if not future.done():
-                future.set_exception(ServerFault(f"frame {frame.sequence}: the GPU thread ended; see the server's log"))
+        self.ready.set_result(engine)
+        return engine
 
     def _forget(self, ticket: Ticket[_Job]) -> None:
         with self._wake:
@@ -222,7 +251,7 @@ class GpuWorker:
             tickets = self._queue.drain()
             self._wake.notify_all()
         for ticket in tickets:
-            _fail(ticket.work.future, Unreachable(f"frame {ticket.sequence}: the server is going away"))
+            _resolve(ticket.work.future, Unreachable(f"frame {ticket.sequence}: the server is going away"))
 
 
 def _uncancellable() -> Future:  # type: ignore[type-arg]
@@ -232,10 +261,14 @@ def _uncancellable() -> Future:  # type: ignore[type-arg]
     return future
 
 
-def _fail(future: Future[Served], error: SplitVLAError) -> None:
-    # A caller may have cancelled it in this very moment; then nobody waits for the error.
-    if future.set_running_or_notify_cancel():
-        future.set_exception(error)
+def _resolve(future: Future[Served], result: Served | SplitVLAError) -> None:
+    """A future stays pending until here, so that its waiter can cancel it as long as nothing has come of it."""
+    if not future.set_running_or_notify_cancel():
+        return
+    if isinstance(result, Served):
+        future.set_result(result)
+    else:
+        future.set_exception(result)
 
 
 def _first_line(error: BaseException) -> str:

@@ -71,8 +71,8 @@ class Link(Protocol):
 class EdgePolicy:
     """The robot's half of the policy. Owned by one thread of the perception process.
 
-    Mutable state: the sequence number of the last call, and what the server said in the last handshake. selection says
-    what runs the encoder, where `open` opened it. rungs: what a frame may be sent with, best first.
+    Mutable state: sequence number and tokens of the last call, and what the server said in the last handshake.
+    selection says what runs the encoder, where `open` opened it. rungs: what a frame may be sent with, best first.
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class EdgePolicy:
         self._encoder, self._link, self._robot, self._clock = encoder, link, robot, clock
         self._session = secrets.randbits(64)
         self._sequence = 0
+        self._last_tokens: tuple[int, ...] = ()
 
     @classmethod
     def open(
@@ -211,7 +212,7 @@ class EdgePolicy:
 
         Raises Unreachable, SpecMismatch naming the fields that differ, ConfigError when the scheme is not accepted.
         """
-        self.server = None
+        self.server, self._last_tokens = None, ()  # another server's tokens need not be in this one's vocabulary
         server = self._link.describe(timeout_s)
         check_same_model(self.model.spec, server.spec)
         check_accepted(self.rungs[0].scheme, server)
@@ -243,6 +244,7 @@ class EdgePolicy:
         reply = self._infer(call, deadline_s, sent - started)
         answered = self._clock()
         chunk = self._chunk(observation, call, reply)
+        self._last_tokens = reply.tokens
         finished = self._clock()
         server = reply.stages
         stages = StageTimes(
@@ -294,6 +296,8 @@ class EdgePolicy:
             action_dims=self.model.statistics.dims,
             chunk_length=self.model.spec.chunk_length,
             state=observation.state,
+            # An action resembles the last one: a guess that the server verifies, and that never changes the answer.
+            draft_tokens=self._last_tokens,
         )
 
     def _infer(self, call: InferCall, deadline_s: float, spent_s: float) -> Reply:

@@ -1,0 +1,58 @@
+"""How many waiting frames the next forward pass takes, by what passes have cost so far.
+
+Rules of this file: no clock; `now` and deadlines are monotonic seconds. The model of cost is what was measured: a mean
+for each number of new frames. What was never measured is taken to cost no more than less work did, so that it is tried.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+_WEIGHT = 0.2  # of the newest pass in the mean
+_FLOOR_WINDOW_S = 2.0  # a floor that nothing has confirmed for so long is forgotten, or a slow spell would never end
+
+
+class PassCost:
+    """Seconds a pass with so many new frames takes. Owned like FrameQueue."""
+
+    def __init__(self) -> None:
+        self._means: dict[int, float] = {}
+        self._recent: deque[tuple[float, float]] = deque()
+
+    def learn(self, frames: int, seconds: float, now: float) -> None:
+        """frames: new ones in the pass that ended `now`; 0 for one that only went on with others."""
+        mean = self._means.get(frames, seconds)
+        self._means[frames] = mean + _WEIGHT * (seconds - mean)
+        if frames:
+            self._recent.append((now, seconds))
+
+    def of(self, frames: int) -> float:
+        """Expected; that of the next smaller number where this one was never measured, 0 without any."""
+        return max((mean for known, mean in self._means.items() if known <= frames), default=0.0)
+
+    def floor(self, now: float) -> float:
+        """The least that an answer took of late: a deadline before that can't be met. 0 when nothing is known."""
+        while self._recent and self._recent[0][0] < now - _FLOOR_WINDOW_S:
+            self._recent.popleft()
+        return min((seconds for _, seconds in self._recent), default=0.0)
+
+
+FREE = PassCost()  # nothing learned: every pass is free
+
+
+def choose(deadlines: Sequence[float], now: float, room: int, cost: PassCost, running: Iterable[float] = ()) -> int:
+    """How many of the frames with these deadlines, first come first served, the next pass should take.
+
+    One more is taken while there is room, while that makes nobody late who would not be late anyway (of those chosen
+    and of those `running`), and while the whole pass ends before the frames, one at a time, would have on the average.
+    """
+    held = list(running)
+    for count, deadline in enumerate(deadlines[:room], start=1):
+        before, after = now + cost.of(count - 1), now + cost.of(count)
+        if count > 1 and cost.of(count) > (count + 1) / 2 * cost.of(1):
+            return count - 1
+        if any(before <= other < after for other in held):
+            return count - 1
+        held.append(deadline)
+    return min(len(deadlines), room)

@@ -1,0 +1,47 @@
+"""Keys and values of all layers and robots, allocated once.
+
+Rules of this file: a key's place in its slot is its position in the sequence, so that "not later than the row" is the
+whole attention mask; what a wrong draft or padding left behind is overwritten before a row may see it. A slot has one
+more place than a sequence may have, for padding that would fall behind its end. The cache holds finite numbers only: a
+masked key still takes part in a product with zero.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+class KVCache:
+    """`slots` sequences of up to `tokens` positions. Owned by the engine that made it."""
+
+    def __init__(
+        self, layers: int, slots: int, tokens: int, heads: int, head_dim: int, dtype: torch.dtype, device: str
+    ) -> None:
+        self.slots, self.tokens = slots, tokens
+        self._stride = tokens + 1
+        shape = (layers, slots * self._stride, heads, head_dim)
+        self._keys = torch.zeros(shape, dtype=dtype, device=device)
+        self._values = torch.zeros(shape, dtype=dtype, device=device)
+
+    @property
+    def memory_bytes(self) -> int:
+        return 2 * self._keys.nbytes
+
+    def places(self, slots: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Of positions (batch, n) in slots (batch,), flat: (batch * n,)."""
+        return (slots[:, None] * self._stride + positions.clamp_max(self.tokens)).flatten()
+
+    def write(self, layer: int, places: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """keys, values: (n, heads, head_dim), to n places."""
+        self._keys[layer].index_copy_(0, places, keys)
+        self._values[layer].index_copy_(0, places, values)
+
+    def read(self, layer: int, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (n, heads, head_dim) of n places."""
+        return self._keys[layer].index_select(0, places), self._values[layer].index_select(0, places)
+
+    def clear(self, slot: int) -> None:
+        """After a fault: numbers that are not finite must not stay."""
+        rows = slice(slot * self._stride, (slot + 1) * self._stride)
+        self._keys[:, rows] = 0
+        self._values[:, rows] = 0

@@ -1,0 +1,66 @@
+"""Projections of a Llama layer: several matrices as one where that is exact, as they are where they are quantised.
+
+Rules of this file: fusing shares memory. The modules that transformers loaded keep working on views of the fused
+matrix, so nothing is held twice and the library's own forward pass stays there to compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Projection(Protocol):
+    """Several projections of the same rows, beside one another."""
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """(n, in) to (n, sum of outs)."""
+
+    def some(self, rows: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        """Of the parts first..last-1 alone: (n, in) to (n, sum of their outs)."""
+
+
+class Fused:
+    """One matrix product for several plain linear layers. Row i of the result depends on row i of the input alone."""
+
+    def __init__(self, parts: Sequence[nn.Linear]) -> None:
+        self._weight = torch.cat([part.weight.detach() for part in parts])
+        biased = [part for part in parts if part.bias is not None]
+        self._bias = torch.cat([part.bias.detach() for part in biased]) if biased else None
+        self._ends = [0]
+        for part in parts:
+            self._ends.append(self._ends[-1] + part.out_features)
+            part.weight = nn.Parameter(self._weight[self._ends[-2] : self._ends[-1]], requires_grad=False)
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        return functional.linear(rows, self._weight, self._bias)
+
+    def some(self, rows: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        part = slice(self._ends[first], self._ends[last])
+        return functional.linear(rows, self._weight[part], None if self._bias is None else self._bias[part])
+
+
+class Beside:
+    """Layers that can't be fused, such as those of bitsandbytes: called one by one, put side by side."""
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self._parts = tuple(parts)
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.some(rows, 0, len(self._parts))
+
+    def some(self, rows: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        results = [part(rows) for part in self._parts[first:last]]
+        return results[0] if len(results) == 1 else torch.cat(results, dim=-1)
+
+
+def project(*parts: Any) -> Projection:
+    """The best projection for these layers: fused where all of them are plain, and all or none have a bias."""
+    plain = all(type(part) is nn.Linear for part in parts)
+    if plain and len({part.bias is None for part in parts}) == 1:
+        return Fused(parts)
+    return Beside(parts)

@@ -1,0 +1,174 @@
+"""Runs forward passes: from lists on the host to picked ids on the host, directly or as a captured CUDA graph.
+
+Rules of this file: inputs lie in buffers that are allocated once, at places that depend on the pass's shapes alone,
+because a captured graph reads fixed addresses; one copy to the device before a pass besides the patches, one
+synchronisation after it, which fetches the ids. Without captured graphs (on a CPU always) the same code runs directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from splitvla_cloud.engine.kv_cache import KVCache
+from splitvla_cloud.engine.llama import Group, Llama, Shape
+from splitvla_shared.nouns import FloatArray
+
+_CAPTURE_WARM_UPS = 2  # libraries choose kernels and allocate workspaces in the first calls, which can't be captured
+
+
+@dataclass(frozen=True, slots=True)
+class Rectangle:
+    """One group of a pass as the host sees it; one entry a sequence, shape.batch of them.
+
+    ids: shape.length a sequence, any id where there is padding or a patch. patches: put over the rows from 1 on.
+    """
+
+    shape: Shape
+    slots: Sequence[int]
+    starts: Sequence[int]
+    firsts: Sequence[int]
+    ids: Sequence[Sequence[int]]
+    patches: Sequence[FloatArray | None]
+
+
+class Captured(Protocol):
+    """A computation that can be run again on what its input buffers hold then."""
+
+    result: torch.Tensor
+
+    def replay(self) -> None: ...
+
+
+Capture = Callable[[Callable[[], torch.Tensor]], Captured]
+
+
+class Runner:
+    """Owned by the engine, used by its thread. Mutable: the buffers, and the graphs captured so far.
+
+    rows: the most rows that a pass may have. allowed: ids that may be picked, None for all.
+    """
+
+    def __init__(self, llama: Llama, cache: KVCache, rows: int, allowed: range | None) -> None:
+        self._llama, self._cache, self._allowed = llama, cache, allowed
+        on_gpu = llama.device != "cpu"
+        self._rows = torch.zeros(rows, llama.hidden, dtype=llama.dtype, device=llama.device)
+        # ids of all rows, then slots, starts and firsts of each group: together never more than four numbers a row.
+        self._host = torch.zeros(4 * rows, dtype=torch.int64, pin_memory=on_gpu)
+        self._ints = torch.zeros(4 * rows, dtype=torch.int64, device=llama.device)
+        self._staged = torch.zeros(rows, llama.hidden, dtype=llama.dtype, pin_memory=True) if on_gpu else None
+        self._graphs: dict[Shape, Captured] = {}
+
+    @property
+    def row_limit(self) -> int:
+        return len(self._rows)
+
+    @torch.inference_mode()
+    def run(self, rectangles: Sequence[Rectangle]) -> list[list[tuple[int, bool]]]:
+        """For each sequence of each rectangle: the picked id behind each asked row, and whether its logits are finite.
+
+        Idle sequences of a padded rectangle are among them.
+        """
+        shapes = [rectangle.shape for rectangle in rectangles]
+        self._fill(rectangles)
+        graph = self._graphs.get(shapes[0]) if len(shapes) == 1 else None
+        if graph is not None:
+            graph.replay()
+            picked = graph.result
+        else:
+            picked = self._compute(shapes)
+        flat = [(int(best), bool(finite)) for best, finite in picked.tolist()]
+        results, at = [], 0
+        for shape in shapes:
+            for _ in range(shape.batch):
+                results.append(flat[at : at + shape.asked])
+                at += shape.asked
+        return results
+
+    @torch.inference_mode()
+    def logits(self, rectangle: Rectangle) -> torch.Tensor:
+        """float32 (batch * asked, vocabulary) of one rectangle, on the device."""
+        self._fill([rectangle])
+        rows = self._rows[: rectangle.shape.batch * rectangle.shape.length]
+        return self._llama.logits(self._llama.forward(rows, self._groups([rectangle.shape]), self._cache))
+
+    def capture(self, shapes: Sequence[Shape], capture: Capture) -> None:
+        """Capture passes of one rectangle each. Overwrites the first slots of the cache: call before serving."""
+        with torch.inference_mode():
+            for shape in shapes:
+                self._graphs[shape] = capture(lambda shape=shape: self._compute([shape]))  # type: ignore[misc]
+
+    def fit(self, shape: Shape) -> Shape:
+        """The smallest captured shape that covers this one, or else the shape itself."""
+        covering = [known for known in self._graphs if _covers(known, shape)]
+        return min(covering, key=lambda known: (known.batch * known.length, known.span), default=shape)
+
+    def _compute(self, shapes: Sequence[Shape]) -> torch.Tensor:
+        rows = self._rows[: sum(shape.batch * shape.length for shape in shapes)]
+        return self._llama.pick(self._llama.forward(rows, self._groups(shapes), self._cache), self._allowed)
+
+    def _groups(self, shapes: Sequence[Shape]) -> list[Group]:
+        """Views of the input buffer."""
+        groups, at = [], sum(shape.batch * shape.length for shape in shapes)
+        for shape in shapes:
+            slots, starts, firsts = torch.split(self._ints[at : at + 3 * shape.batch], shape.batch)
+            groups.append(Group(shape, slots, starts, firsts))
+            at += 3 * shape.batch
+        return groups
+
+    def _fill(self, rectangles: Sequence[Rectangle]) -> None:
+        numbers = [number for rectangle in rectangles for row in rectangle.ids for number in row]
+        total = len(numbers)
+        for rectangle in rectangles:
+            numbers += [*rectangle.slots, *rectangle.starts, *rectangle.firsts]
+        self._host[: len(numbers)] = torch.tensor(numbers)
+        self._ints[: len(numbers)].copy_(self._host[: len(numbers)], non_blocking=True)
+        torch.index_select(self._llama.embed_tokens.weight, 0, self._ints[:total], out=self._rows[:total])
+        at = 0
+        for rectangle in rectangles:
+            for patches in rectangle.patches:
+                if patches is not None:
+                    self._put_patches(at + 1, patches)
+                at += rectangle.shape.length
+
+    def _put_patches(self, first: int, patches: FloatArray) -> None:
+        rows, source = slice(first, first + len(patches)), torch.from_numpy(patches)
+        if self._staged is None:
+            self._rows[rows].copy_(source)
+        else:
+            self._staged[rows].copy_(source)
+            self._rows[rows].copy_(self._staged[rows], non_blocking=True)
+
+
+class CudaGraph:
+    """A captured CUDA graph; all of them share one pool of memory, because only one runs at a time."""
+
+    _pool: Any = None
+
+    def __init__(self, compute: Callable[[], torch.Tensor]) -> None:
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_CAPTURE_WARM_UPS):
+                compute()
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=CudaGraph._pool):
+            self.result = compute()
+        CudaGraph._pool = CudaGraph._pool or self._graph.pool()
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+
+def _covers(known: Shape, shape: Shape) -> bool:
+    return (
+        known.batch >= shape.batch
+        and known.length >= shape.length
+        and known.asked >= shape.asked
+        and bool(known.span) == bool(shape.span)
+        and known.span >= shape.span
+    )

@@ -1,0 +1,228 @@
+"""Our engine: slots of a static cache, one forward pass a step for all robots, drafts verified inside it.
+
+Rules of this file: a step is one pass. Frames that have just come are prefilled in the pass that decodes the others,
+so that the weights are read once for all. A failure ends the frame that caused it and no other: when a
+pass of several fails, each is tried alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from splitvla_cloud.engine.answer import Answer
+from splitvla_cloud.engine.interface import Frame, Outcome, Tokens
+from splitvla_cloud.engine.llama import Llama, Shape
+from splitvla_cloud.engine.runner import Capture, Rectangle, Runner
+from splitvla_shared.errors import EarlyStop, RequestRejected, ServerFault, SplitVLAError
+from splitvla_shared.nouns import FloatArray
+
+# Prompts of nearly equal length share a rectangle; others would pay for each other's padding.
+_LENGTH_STEP = 32
+_DECODE_SPAN_STEP = 64
+# What torch and CUDA raise in a pass. Anything else is a slip of ours that the worker must see.
+_PASS_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, MemoryError)
+
+
+@dataclass(slots=True, eq=False)
+class _Sequence:
+    """A frame that is in. prompt: ids with a gap for the patches behind the first one."""
+
+    frame: Frame
+    slot: int
+    prompt: list[int]
+    answer: Answer
+    began: float = field(default_factory=time.perf_counter)
+    prefilled: float | None = None
+
+
+class TorchEngine:
+    """Serves `capacity` frames at once, each of up to `tokens` prompt, patch and answer tokens.
+
+    eos: ids that end an answer. allowed: ids that may be picked, None for the whole vocabulary. Owned by one thread.
+    """
+
+    def __init__(
+        self, llama: Llama, *, vocab_size: int, capacity: int, tokens: int, eos: frozenset[int], allowed: range | None
+    ) -> None:
+        self._llama, self._eos, self._tokens = llama, eos, tokens
+        self.vocab_size, self.capacity = vocab_size, capacity
+        # One slot more than robots: a captured graph of a larger batch puts its idle sequences there.
+        self._cache = llama.new_cache(capacity + 1, tokens)
+        self._runner = Runner(llama, self._cache, (capacity + 1) * (tokens + 1), allowed)
+        self._free = list(range(capacity))
+        self._sequences: list[_Sequence] = []
+
+    @property
+    def cache_bytes(self) -> int:
+        return self._cache.memory_bytes
+
+    def admit(self, frame: Frame, eos: frozenset[int] | None = None) -> None:
+        """As the interface says; eos: other ids that end this answer."""
+        length = len(frame.prompt_ids) + len(frame.patches) + frame.dims
+        if length > self._tokens:
+            raise RequestRejected(
+                f"prompt, {len(frame.patches)} patches and answer are {length} tokens, the model takes {self._tokens}; "
+                "shorten the instruction or send fewer cameras"
+            )
+        if frame.patches.ndim != 2 or frame.patches.shape[1] != self._llama.hidden or not frame.dims or not self._free:
+            raise RequestRejected(
+                f"frame {frame.sequence}: patches {frame.patches.shape}, {frame.dims} ids; expected patches "
+                f"(n, {self._llama.hidden}), at least one id, and one of {self.capacity} places free"
+            )
+        prompt = [frame.prompt_ids[0], *[0] * len(frame.patches), *frame.prompt_ids[1:]]
+        answer = Answer(frame.dims, frame.draft, self._eos if eos is None else eos)
+        self._sequences.append(_Sequence(frame, self._free.pop(), prompt, answer))
+
+    def cancel(self, frame: Frame) -> None:
+        for sequence in self._sequences:
+            if sequence.frame is frame:
+                self._leave(sequence)
+                return
+
+    def step(self) -> list[Outcome]:
+        if not self._sequences:
+            return []
+        sequences = list(self._sequences)
+        try:
+            predictions = self._pass(sequences)
+        except _PASS_ERRORS as error:
+            self._free_memory(error)
+            return self._one_by_one(sequences) if len(sequences) > 1 else [self._failed(sequences[0], error)]
+        return [out for pair in zip(sequences, predictions, strict=True) if (out := self._take(*pair)) is not None]
+
+    def score(self, prompt_ids: Sequence[int], patches: FloatArray, ids: Sequence[int]) -> torch.Tensor:
+        """Teacher-forced logits, float32 (len(ids), vocabulary); needs a free place."""
+        frame = Frame(0, 0, tuple(prompt_ids), patches, len(ids), 0.0, tuple(ids))
+        self.admit(frame)
+        try:
+            return self._runner.logits(self._prefill([self._sequences[-1]], _as_it_is))
+        finally:
+            self.cancel(frame)
+
+    def capture(self, lengths: Sequence[int], dims: int, capture: Capture) -> int:
+        """Capture prefills of these lengths, and decoding behind the longest, for 1, 2, 4 … frames; how many."""
+        batches = [size for size in (1, 2, 4, 8, 16, 32) if size <= self.capacity]
+        span = -(-(max(lengths) + dims) // _DECODE_SPAN_STEP) * _DECODE_SPAN_STEP
+        shapes = [Shape(batch, length, dims) for batch in batches for length in lengths]
+        shapes += [
+            Shape(batch, width, width, min(span, self._tokens)) for batch in batches for width in sorted({1, dims})
+        ]
+        self._runner.capture(shapes, capture)
+        return len(shapes)
+
+    def _pass(self, sequences: Sequence[_Sequence]) -> list[list[tuple[int, bool]]]:
+        """One forward pass; what is predicted for each of the sequences, in their order."""
+        parts = _rectangles(sequences)
+        # A graph holds one rectangle; a pass of several is not captured, and padding to a graph's shape would be waste.
+        fit = self._runner.fit if len(parts) == 1 else _as_it_is
+        rectangles = [self._decode(part, fit) if part[0].answer.ids else self._prefill(part, fit) for part in parts]
+        found = self._runner.run(rectangles)
+        results: dict[int, list[tuple[int, bool]]] = {}
+        at = 0
+        for part, rectangle in zip(parts, rectangles, strict=True):
+            results |= {id(sequence): found[at + index] for index, sequence in enumerate(part)}
+            at += rectangle.shape.batch
+        return [results[id(sequence)] for sequence in sequences]
+
+    def _prefill(self, part: Sequence[_Sequence], fit: Callable[[Shape], Shape]) -> Rectangle:
+        fed = [[*sequence.prompt, *sequence.answer.guesses()] for sequence in part]
+        asked = 1 + max(len(sequence.answer.guesses()) for sequence in part)
+        shape = fit(Shape(len(part), max(map(len, fed)), asked))
+        firsts = [len(sequence.prompt) - 1 for sequence in part]
+        patches = [sequence.frame.patches for sequence in part]
+        return self._rectangle(part, shape, fed, [0] * len(part), firsts, patches)
+
+    def _decode(self, part: Sequence[_Sequence], fit: Callable[[Shape], Shape]) -> Rectangle:
+        fed = [[sequence.answer.ids[-1], *sequence.answer.guesses()] for sequence in part]
+        starts = [len(sequence.prompt) + len(sequence.answer.ids) - 1 for sequence in part]
+        length = max(map(len, fed))
+        span = max(start + len(ids) for start, ids in zip(starts, fed, strict=True))
+        shape = fit(Shape(len(part), length, length, span))
+        return self._rectangle(part, shape, fed, starts, [0] * len(part), [None] * len(part))
+
+    def _rectangle(
+        self,
+        part: Sequence[_Sequence],
+        shape: Shape,
+        fed: list[list[int]],
+        starts: list[int],
+        firsts: list[int],
+        patches: Sequence[FloatArray | None],
+    ) -> Rectangle:
+        """Padded on the right to the shape's length, and with idle sequences in the spare slot to its batch."""
+        idle = shape.batch - len(part)
+        return Rectangle(
+            shape,
+            [*(sequence.slot for sequence in part), *[self.capacity] * idle],
+            [*starts, *[0] * idle],
+            [*firsts, *[0] * idle],
+            [ids + [0] * (shape.length - len(ids)) for ids in [*fed, *[[] for _ in range(idle)]]],
+            [*patches, *[None] * idle],
+        )
+
+    def _take(self, sequence: _Sequence, predicted: list[tuple[int, bool]]) -> Outcome | None:
+        """Note what a pass predicted; the outcome when that ended the frame."""
+        answer = sequence.answer
+        try:
+            answer.take([best for best, _ in predicted], [finite for _, finite in predicted])
+        except SplitVLAError as error:
+            return self._failed(sequence, error)
+        now = time.perf_counter()
+        sequence.prefilled = sequence.prefilled or now
+        if not answer.done:
+            return None
+        self._leave(sequence)
+        prefill_ms, decode_ms = (sequence.prefilled - sequence.began) * 1e3, (now - sequence.prefilled) * 1e3
+        return Outcome(sequence.frame, Tokens(tuple(answer.ids), prefill_ms, decode_ms, answer.accepted))
+
+    def _one_by_one(self, sequences: Sequence[_Sequence]) -> list[Outcome]:
+        """A pass of all of them failed: each alone, so that only those leave that fail alone too."""
+        outcomes = []
+        for sequence in sequences:
+            try:
+                (predicted,) = self._pass([sequence])
+            except _PASS_ERRORS as error:  # noqa: PERF203 - each of them is to fail alone
+                self._free_memory(error)
+                outcomes.append(self._failed(sequence, error))
+            else:
+                outcomes += [out] if (out := self._take(sequence, predicted)) is not None else []
+        return outcomes
+
+    def _failed(self, sequence: _Sequence, error: Exception) -> Outcome:
+        self._leave(sequence)
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            error = ServerFault(
+                f"frame {sequence.frame.sequence}: out of memory on {self._llama.device} with "
+                f"{len(sequence.prompt)} tokens; serve with a smaller max_batch or another precision"
+            )
+        elif not isinstance(error, EarlyStop):
+            try:
+                self._cache.clear(sequence.slot)
+            except RuntimeError as broken:  # after most CUDA errors nothing works any more: the worker counts faults
+                error.__context__ = broken
+        return Outcome(sequence.frame, error)
+
+    def _free_memory(self, error: Exception) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+
+    def _leave(self, sequence: _Sequence) -> None:
+        self._sequences.remove(sequence)
+        self._free.append(sequence.slot)
+
+
+def _rectangles(sequences: Sequence[_Sequence]) -> list[list[_Sequence]]:
+    """The sequences that are decoded, and those to prefill by length."""
+    parts: dict[int, list[_Sequence]] = {}
+    for sequence in sequences:
+        prefill = not sequence.answer.ids
+        parts.setdefault(-(-len(sequence.prompt) // _LENGTH_STEP) if prefill else 0, []).append(sequence)
+    return list(parts.values())
+
+
+def _as_it_is(shape: Shape) -> Shape:
+    return shape

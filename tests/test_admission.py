@@ -1,0 +1,64 @@
+"""How many frames a pass takes, and that a flood never starves a robot."""
+
+from __future__ import annotations
+
+import math
+
+from splitvla_cloud.admission import PassCost, choose
+from splitvla_cloud.scheduler import FrameQueue, Ticket
+from splitvla_shared.errors import DeadlineMissed
+
+
+def cost(**seconds: float) -> PassCost:
+    found = PassCost()
+    for frames, value in seconds.items():
+        found.learn(int(frames.removeprefix("n")), value, 0.0)
+    return found
+
+
+def test_an_unknown_cost_is_tried_and_a_known_one_is_a_running_mean() -> None:
+    found = cost(n1=1.0, n4=2.0)
+    assert [found.of(frames) for frames in (0, 1, 3, 4, 9)] == [0.0, 1.0, 1.0, 2.0, 2.0]
+    found.learn(1, 2.0, 1.0)
+    assert found.of(1) == 1.2
+
+
+def test_frames_share_a_pass_while_that_is_sooner_on_the_average_than_one_at_a_time() -> None:
+    far = [math.inf] * 3
+    assert choose(far, 0.0, 8, cost(n1=1.0, n2=1.4, n3=1.9)) == 3
+    assert choose(far, 0.0, 8, cost(n1=1.0, n2=1.6)) == 1
+    assert choose(far, 0.0, 2, PassCost()) == 2
+
+
+def test_nobody_is_made_late_by_company() -> None:
+    costs = cost(n0=0.2, n1=1.0, n2=1.2)
+    assert choose([1.1, 9.0], 0.0, 8, costs) == 1
+    assert choose([0.5, 9.0], 0.0, 8, costs) == 2, "the first is late anyway"
+    assert choose([9.0], 0.0, 8, costs, running=[0.5]) == 0
+    assert choose([9.0], 0.0, 8, costs, running=[0.1]) == 1
+
+
+def test_a_deadline_that_no_pass_can_meet_is_dropped_and_the_floor_is_forgotten() -> None:
+    queue: FrameQueue[str] = FrameQueue(4)
+    costs = cost(n1=0.5)
+    queue.offer(Ticket(1, 1, 1.3, 1.0, ""), 1.0)
+    taken, (dropped,) = queue.take(1.0, 4, costs)
+    assert taken == []
+    assert isinstance(dropped.error, DeadlineMissed)
+    assert "takes 500 ms" in str(dropped.error)
+    queue.offer(Ticket(1, 2, 5.3, 5.0, ""), 5.0)
+    assert len(queue.take(5.0, 4, costs)[0]) == 1
+
+
+def test_a_flood_of_urgent_frames_overtakes_a_waiting_one_once_a_session() -> None:
+    queue: FrameQueue[str] = FrameQueue(8)
+    queue.offer(Ticket(9, 1, math.inf, 0.0, "patient"), 0.0)
+    served = []
+    for turn in range(6):
+        now = float(turn)
+        for session in (1, 2):
+            queue.offer(Ticket(session, turn + 1, now + 0.5, now, f"flood {session}"), now)
+        queue.offer(Ticket(9, turn + 2, math.inf, now, "patient"), now)  # newer frames keep the place
+        served += [ticket.work for ticket in queue.take(now)[0]]
+    assert served[:3] == ["flood 1", "flood 2", "patient"]
+    assert served.count("patient") == 2

@@ -1,0 +1,175 @@
+"""Our engine gives transformers' tokens in fp32, whatever the draft and the batch; a fault stays with its frame."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.hf_generate import generate
+from splitvla_cloud.backbone import Backbone, load_model
+from splitvla_cloud.engine.interface import Frame, Outcome, Tokens
+from splitvla_cloud.engine.llama import Shape
+from splitvla_shared.bundle import open_bundle
+from splitvla_shared.errors import RequestRejected, ServerFault
+from splitvla_shared.nouns import FloatArray
+
+DIMS = 7
+
+
+class Case:
+    """A prompt, its patches and the tokens that transformers' generate() gives."""
+
+    def __init__(self, model: object, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        length = int(random.integers(4, 40))
+        self.prompt = (1, *(int(number) for number in random.integers(3, 1000, length)))
+        self.patches: FloatArray = random.standard_normal((256, 128), dtype=np.float32) * np.float32(0.1)
+        self.tokens = tuple(generate(model, self.prompt, self.patches, DIMS))
+
+    def frame(self, draft: tuple[int, ...] = (), patches: FloatArray | None = None) -> Frame:
+        return Frame(1, 1, self.prompt, self.patches if patches is None else patches, DIMS, math.inf, draft)
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_bundles: Path) -> Backbone:
+    model, _ = load_model(open_bundle(tiny_bundles / "cloud", "cloud"), "fp32", "cpu")
+    return Backbone(model, "fp32", "cpu", capacity=4, tokens=1024)
+
+
+@pytest.fixture(scope="module")
+def cases(backbone: Backbone) -> list[Case]:
+    return [Case(backbone._model, seed) for seed in range(8)]
+
+
+@pytest.fixture(autouse=True)
+def no_early_end(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights may prefer </s>; here it is an id like any other."""
+    monkeypatch.setattr(backbone.engine, "_eos", frozenset())
+
+
+def served(backbone: Backbone, frames: list[Frame]) -> dict[Frame, Tokens | Exception]:
+    """Admit each frame as soon as there is room, one more a pass, and step until all have ended."""
+    waiting, inside = list(frames), 0
+    ended: list[Outcome] = []
+    while len(ended) < len(frames):
+        if waiting and inside < backbone.capacity:
+            backbone.admit(waiting.pop(0))
+            inside += 1
+        out = backbone.step()
+        inside -= len(out)
+        ended += out
+    return {outcome.frame: outcome.result for outcome in ended}
+
+
+def test_random_prompts_drafts_and_batches_give_transformers_tokens(backbone: Backbone, cases: list[Case]) -> None:
+    """Drafts: none, right, wrong at one place, short, random; frames join while others are being decoded."""
+    random = np.random.default_rng(0)
+    makers: list[Callable[[tuple[int, ...]], tuple[int, ...]]] = [
+        lambda tokens: (),
+        lambda tokens: tokens,
+        lambda tokens: tuple(int(n) for n in random.integers(0, 1088, DIMS)),
+        lambda tokens: tokens[: int(random.integers(1, DIMS))],
+        lambda tokens: tuple((n + 1) % 1088 if i == random.integers(DIMS) else n for i, n in enumerate(tokens)),
+    ]
+    for _ in range(12):
+        chosen = [cases[int(index)] for index in random.integers(0, len(cases), 6)]
+        frames = {case.frame(makers[int(random.integers(len(makers)))](case.tokens)): case for case in chosen}
+        for frame, result in served(backbone, list(frames)).items():
+            assert isinstance(result, Tokens)
+            assert result.ids == frames[frame].tokens
+            kept = sum(mine == guess for mine, guess in zip(result.ids, frame.draft, strict=False))
+            assert result.accepted_draft_tokens == kept
+
+
+def test_a_right_draft_is_verified_in_a_single_pass(backbone: Backbone, cases: list[Case]) -> None:
+    backbone.admit(cases[0].frame(cases[0].tokens))
+    (outcome,) = backbone.step()
+    assert isinstance(outcome.result, Tokens)
+    assert outcome.result.accepted_draft_tokens == DIMS
+
+
+def test_a_frame_that_is_not_finite_fails_alone_and_leaves_nothing_behind(
+    backbone: Backbone, cases: list[Case]
+) -> None:
+    good, bad = cases[0].frame(), cases[1].frame(patches=np.full((256, 128), np.nan, np.float32))
+    results = served(backbone, [bad, good])
+    assert isinstance(results[bad], ServerFault)
+    assert "not finite" in str(results[bad])
+    for _ in range(2 * backbone.capacity):  # every slot again
+        result = served(backbone, [cases[2].frame()]).popitem()[1]
+        assert isinstance(result, Tokens)
+        assert result.ids == cases[2].tokens
+    answered = results[good]
+    assert isinstance(answered, Tokens)
+    assert answered.ids == cases[0].tokens
+
+
+def test_a_pass_that_runs_out_of_memory_is_tried_frame_by_frame(
+    backbone: Backbone, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = backbone.engine._runner.run
+
+    def scarce(rectangles: list[object]) -> object:
+        if sum(rectangle.shape.batch for rectangle in rectangles) > 1:  # type: ignore[attr-defined]
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(rectangles)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backbone.engine._runner, "run", scarce)
+    frames = {case.frame(): case for case in cases[:3]}
+    for frame, result in served(backbone, list(frames)).items():
+        assert isinstance(result, Tokens)
+        assert result.ids == frames[frame].tokens
+
+
+def test_a_cancelled_frames_place_is_free_at_once(backbone: Backbone, cases: list[Case]) -> None:
+    frames = [case.frame() for case in cases[: backbone.capacity]]
+    for frame in frames:
+        backbone.admit(frame)
+    with pytest.raises(RequestRejected, match="places free"):
+        backbone.admit(cases[0].frame())
+    for frame in frames:
+        backbone.cancel(frame)
+        backbone.cancel(frame)
+    assert backbone.step() == []
+    result = served(backbone, [cases[5].frame()]).popitem()[1]
+    assert isinstance(result, Tokens)
+    assert result.ids == cases[5].tokens
+
+
+def test_patches_of_another_width_are_refused(backbone: Backbone, cases: list[Case]) -> None:
+    with pytest.raises(RequestRejected, match=r"\(4, 64\)"):
+        backbone.admit(cases[0].frame(patches=np.zeros((4, 64), np.float32)))
+
+
+class Replayed:
+    """Stands for a CUDA graph: computes again from the same buffers into the same result."""
+
+    def __init__(self, compute: Callable[[], torch.Tensor]) -> None:
+        self._compute, self.result, self.replays = compute, compute(), 0
+
+    def replay(self) -> None:
+        self.result.copy_(self._compute())
+        self.replays += 1
+
+
+def test_captured_passes_of_larger_shapes_give_the_same_tokens(backbone: Backbone, cases: list[Case]) -> None:
+    """What a GPU would run: padded to a captured length and batch, idle sequences in the spare slot."""
+    graphed = Backbone(backbone._model, "fp32", "cpu", capacity=4, tokens=1024)
+    graphed._eos = graphed.engine._eos = frozenset()
+    made: list[Replayed] = []
+
+    def capture(compute: Callable[[], torch.Tensor]) -> Replayed:
+        made.append(Replayed(compute))
+        return made[-1]
+
+    assert graphed.engine.capture([320], DIMS, capture) == len(made) == 9
+    assert graphed.engine._runner.fit(Shape(3, 290, DIMS)) == Shape(4, 320, DIMS)
+    for case in cases:
+        for draft in ((), case.tokens):
+            assert graphed.infer(case.prompt, case.patches, DIMS, draft).ids == case.tokens
+    assert sum(graph.replays for graph in made) > len(cases)
