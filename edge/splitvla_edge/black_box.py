@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from splitvla_edge.channel import ChannelError, pack, unpack
+from splitvla_edge.channel import pack, unpack
+from splitvla_edge.datagrams import ChannelError
 from splitvla_edge.fallback import Command, FallbackSettings, LocalChunk, Mode, Ready, State, TickInputs
 from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.fallback.snapshot import restore, take
