@@ -27,7 +27,16 @@ _STAGES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("prefill (server)", ("prefill_ms",), "#009E73"),
     ("decode (server)", ("decode_ms",), "#56B4E9"),
 )
-STATE_COLOURS = {"INIT": "#BBBBBB", "NOMINAL": "#009E73", "WAIT": "#F0E442", "HOLD": "#E69F00", "SAFE_STOP": "#D55E00"}
+STATE_COLOURS = {
+    "INIT": "#BBBBBB",
+    "NOMINAL": "#009E73",
+    "DEGRADED": "#56B4E9",
+    "COAST": "#0072B2",
+    "WAIT": "#F0E442",
+    "HOLD": "#E69F00",
+    "LOCAL": "#CC79A7",
+    "SAFE_STOP": "#D55E00",
+}
 _MISS_COLOUR = "#D55E00"
 
 
