@@ -14,8 +14,8 @@ from functools import partial
 import numpy as np
 
 from benchmarks import report
-from splitvla_shared.codec import decode, encode
-from splitvla_shared.nouns import FloatArray, Scheme
+from splitvla_shared.codec import SCHEMES, decode, encode
+from splitvla_shared.nouns import FloatArray
 
 SHAPE = (256, 4096)
 _OUTLIER_CHANNELS, _OUTLIER_FACTOR = 16, 100
@@ -34,7 +34,7 @@ def measure(n: int, seed: int) -> str:
     """The Markdown table."""
     patches = heavy_tailed(seed)
     rows = []
-    for scheme in Scheme:
+    for scheme in SCHEMES:
         tensor = encode(patches, scheme)
         error = np.linalg.norm(decode(tensor) - patches) / np.linalg.norm(patches)
         cells = [*_times(n, partial(encode, patches, scheme)), *_times(n, partial(decode, tensor))]

@@ -14,7 +14,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from splitvla_shared.codec import decode, encode
+from splitvla_shared.codec import SCHEMES, decode, encode
 from splitvla_shared.nouns import EncodedTensor, FloatArray, Scheme
 
 SMALL_SHAPE, WIDE_SHAPE = (2, 3), (3, 67)
@@ -122,4 +122,4 @@ def test_a_committed_zstd_frame_decodes_for_ever(scheme: Scheme) -> None:
 
 
 def test_every_scheme_has_golden_bytes() -> None:
-    assert {*SMALL_PAYLOADS, *SMALL_FRAMES} == {*WIDE_DIGESTS, *WIDE_FRAMES} == set(Scheme)
+    assert {*SMALL_PAYLOADS, *SMALL_FRAMES} == {*WIDE_DIGESTS, *WIDE_FRAMES} == set(SCHEMES)

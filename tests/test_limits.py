@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from splitvla_shared.codec import encode
+from splitvla_shared.codec import SCHEMES, encode
 from splitvla_shared.errors import ObservationError
 from splitvla_shared.limits import (
     MAX_INSTRUCTION_CHARS,
@@ -71,7 +71,7 @@ def largest_request(spec: ModelSpec, scheme: Scheme) -> pb.InferRequest:
     )
 
 
-@pytest.mark.parametrize("scheme", Scheme)
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("spec", [SPEC, dataclasses.replace(SPEC, max_action_dims=64, chunk_length=256, max_cameras=8)])
 def test_the_largest_legal_request_fits_the_message_bound(spec: ModelSpec, scheme: Scheme) -> None:
     assert largest_request(spec, scheme).ByteSize() <= max_message_bytes(spec)

@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from splitvla_shared import codec
 from splitvla_shared.bundle import Bundle
+from splitvla_shared.codec import SCHEMES
 from splitvla_shared.errors import EarlyStop, ServerFault
 from splitvla_shared.limits import max_message_bytes
 from splitvla_shared.messages import spec_from_message, tensor_to_message
@@ -78,7 +79,7 @@ def test_describe_tells_spec_schemes_and_limits(bundle: Bundle) -> None:
     async def scenario(served: Served) -> None:
         reply = await served.stub.Describe(pb.DescribeRequest())
         assert spec_from_message(reply.spec) == SPEC
-        assert set(reply.schemes) == {int(scheme) for scheme in Scheme}
+        assert set(reply.schemes) == {int(scheme) for scheme in SCHEMES}
         assert (reply.precision, reply.max_instruction_chars, reply.draining) == ("bf16", 512, False)
 
     with_server(bundle, FakeBackbone(), scenario)

@@ -32,9 +32,18 @@ CHANGES: dict[str, Any] = {
 
 
 def test_every_field_but_the_name_takes_part_in_the_fingerprint() -> None:
-    assert {*CHANGES, "fingerprint", "name"} == {field.name for field in dataclasses.fields(ModelSpec)}
-    fingerprints = {make_spec(**{name: value}).fingerprint for name, value in CHANGES.items()}
-    assert len(fingerprints | {make_spec().fingerprint}) == len(CHANGES) + 1
+    assert {*CHANGES, "fingerprint", "name", "codec_sha256"} == {field.name for field in dataclasses.fields(ModelSpec)}
+    changes = CHANGES | {"codec_sha256": "e" * 64}
+    fingerprints = {make_spec(**{name: value}).fingerprint for name, value in changes.items()}
+    assert len(fingerprints | {make_spec().fingerprint}) == len(changes) + 1
+
+
+def test_codec_tables_are_written_only_where_there_are_some() -> None:
+    """Bundles that were split before there was a codec keep their fingerprint and their spec.json."""
+    assert "codec_sha256" not in make_spec().to_json()
+    calibrated = make_spec(codec_sha256="e" * 64)
+    assert ModelSpec.from_json(calibrated.to_json()) == calibrated
+    assert any(line.startswith("codec_sha256:") for line in calibrated.differences(make_spec()))
 
 
 def test_a_renamed_model_is_the_same_model() -> None:

@@ -19,10 +19,10 @@ from splitvla_cloud.validation import check_request, decode_payload
 from splitvla_cloud.worker import GpuWorker, Served
 from splitvla_shared import __version__
 from splitvla_shared.actions import action_ids
+from splitvla_shared.codec import SCHEMES
 from splitvla_shared.errors import Overloaded, SplitVLAError, status_for_error
 from splitvla_shared.limits import MAX_INSTRUCTION_CHARS
 from splitvla_shared.messages import spec_to_message
-from splitvla_shared.nouns import Scheme
 from splitvla_shared.spec import ModelSpec
 from splitvla_shared.wire import inference_pb2 as pb
 from splitvla_shared.wire.inference_pb2_grpc import InferenceServicer
@@ -81,7 +81,7 @@ class InferenceService(InferenceServicer):
         """What is served; answers while the model is still loading."""
         return pb.DescribeReply(
             spec=spec_to_message(self._spec),
-            schemes=[scheme.name for scheme in Scheme],
+            schemes=[scheme.name for scheme in SCHEMES],
             precision=self._precision,
             server_version=__version__,
             max_instruction_chars=MAX_INSTRUCTION_CHARS,

@@ -15,6 +15,7 @@ SplitVLAError
     ├── SpecMismatch       the two machines do not hold the same model
     ├── RequestRejected    the server calls the request malformed
     ├── EarlyStop          the model ended its answer before the action was complete
+    ├── KeyFrameNeeded     the payload is a difference from a frame that the server does not hold
     └── ServerFault        the server failed, or answered something that is not an action
 
 Rules of this file: a message names the thing, the value and the remedy; the table below is read by the link
@@ -84,6 +85,10 @@ class RequestRejected(LinkError):  # noqa: N818
 
 class EarlyStop(LinkError):  # noqa: N818
     pass
+
+
+class KeyFrameNeeded(LinkError):  # noqa: N818
+    """Travels as a field of the reply, not as a status: the call itself went well."""
 
 
 class ServerFault(LinkError):  # noqa: N818

@@ -26,6 +26,8 @@ class Scheme(enum.IntEnum):
     BF16_ZSTD = 19
     INT8_ZSTD = 20
     INT4_ZSTD = 21
+    KLT = 32
+    KLT_DELTA = 33
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,11 @@ class Resize(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """See `ModelSpec` in proto/inference.proto for what each field means. Build with `sealed`."""
+    """See `ModelSpec` in proto/inference.proto for what each field means. Build with `sealed`.
+
+    codec_sha256: of the codec tables that both halves hold; empty before calibration, and then left out of spec.json
+    and fingerprint, so that bundles made before there was a codec keep theirs.
+    """
 
     name: str
     vision_sha256: str
@@ -45,6 +49,7 @@ class ModelSpec:
     suffix_token_id: int
     max_cameras: int
     fingerprint: str = ""
+    codec_sha256: str = ""
 
     def __post_init__(self) -> None:
         for field, low, high in (
@@ -66,7 +71,7 @@ class ModelSpec:
 
     def computed_fingerprint(self) -> str:
         """Hex SHA-256 over the canonical JSON of all other fields but the name: a folder may be renamed."""
-        fields = dataclasses.asdict(self)
+        fields = self._written()
         del fields["fingerprint"], fields["name"]
         canonical = json.dumps(fields, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
@@ -87,16 +92,22 @@ class ModelSpec:
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"resize": self.resize.name}
+        return self._written() | {"resize": self.resize.name}
+
+    def _written(self) -> dict[str, Any]:
+        fields = dataclasses.asdict(self)
+        if not self.codec_sha256:
+            del fields["codec_sha256"]
+        return fields
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelSpec:
         """Read what `to_json` wrote. Raises BundleError on unknown or missing fields and on a wrong fingerprint."""
         known = {field.name: field for field in dataclasses.fields(cls)}
-        if set(data) != set(known):
-            odd = sorted(set(data) ^ set(known))
+        if set(data) | {"codec_sha256"} != set(known):
+            odd = sorted((set(data) | {"codec_sha256"}) ^ set(known))
             raise BundleError(f"spec: fields {odd} are missing or unknown; made by another version of splitvla?")
-        values: dict[str, Any] = dict(data)
+        values: dict[str, Any] = {"codec_sha256": "", **data}
         for name, field in known.items():
             expected = int if field.type == "int" else str
             if not isinstance(values[name], expected) or isinstance(values[name], bool):

@@ -20,7 +20,16 @@ from splitvla_shared.codec.layout import Layout
 from splitvla_shared.errors import CodecError, ConfigError
 from splitvla_shared.nouns import EncodedTensor, FloatArray, Scheme
 
-__all__ = ["SCHEMES", "Codec", "decode", "encode", "encoded_size", "max_payload_bytes", "parse_scheme"]
+__all__ = [
+    "SCHEMES",
+    "TRANSFORM_SCHEMES",
+    "Codec",
+    "decode",
+    "encode",
+    "encoded_size",
+    "max_payload_bytes",
+    "parse_scheme",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +52,10 @@ SCHEMES: dict[Scheme, Codec] = {
     Scheme.INT8_ZSTD: Codec(integers.INT8, ZSTD),
     Scheme.INT4_ZSTD: Codec(integers.INT4, ZSTD),
 }
-if set(SCHEMES) != set(Scheme):
-    raise AssertionError(f"schemes without a codec: {set(Scheme) ^ set(SCHEMES)}")
+# Schemes that need a model's calibrated tables, and a session: see transform.py.
+TRANSFORM_SCHEMES = (Scheme.KLT, Scheme.KLT_DELTA)
+if {*SCHEMES, *TRANSFORM_SCHEMES} != set(Scheme):
+    raise AssertionError(f"schemes without a codec: {set(Scheme) ^ {*SCHEMES, *TRANSFORM_SCHEMES}}")
 
 
 def encode(patches: FloatArray, scheme: Scheme) -> EncodedTensor:
@@ -83,7 +94,7 @@ def max_payload_bytes(scheme: Scheme, shape: tuple[int, int]) -> int:
 
 def parse_scheme(name: str) -> Scheme:
     """The scheme that a person names, in any case and with "-", "_" or "+": "int8_zstd". Raises ConfigError."""
-    names = {member.name.lower(): member for member in Scheme}
+    names = {member.name.lower(): member for member in SCHEMES}
     wanted = name.strip().lower().replace("-", "_").replace("+", "_")
     if wanted in names:
         return names[wanted]
@@ -93,6 +104,8 @@ def parse_scheme(name: str) -> Scheme:
 
 
 def _codec(scheme: Scheme) -> Codec:
+    if scheme in TRANSFORM_SCHEMES:
+        raise CodecError(f"payload scheme {Scheme(scheme).name} needs a calibrated bundle, which is not at hand here")
     try:
         return SCHEMES[scheme]
     except (KeyError, TypeError):

@@ -24,39 +24,39 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$splitvla_shared/wire/inference.proto\x12\x0bsplitvla.v1\"\x96\x03\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x15\n\rvision_sha256\x18\x03 \x01(\t\x12\x17\n\x0flanguage_sha256\x18\x04 \x01(\t\x12\x18\n\x10tokenizer_sha256\x18\x05 \x01(\t\x12\x19\n\x11statistics_sha256\x18\x06 \x01(\t\x12\x0f\n\x07patches\x18\x07 \x01(\r\x12\x11\n\tembed_dim\x18\x08 \x01(\r\x12\x12\n\nimage_size\x18\t \x01(\r\x12#\n\x06resize\x18\n \x01(\x0e\x32\x13.splitvla.v1.Resize\x12\x19\n\x11\x61\x63tion_vocab_size\x18\x0b \x01(\r\x12\x13\n\x0b\x61\x63tion_bins\x18\x0c \x01(\r\x12\x17\n\x0fmax_action_dims\x18\r \x01(\r\x12\x14\n\x0c\x63hunk_length\x18\x0e \x01(\r\x12\x17\n\x0fprompt_template\x18\x0f \x01(\t\x12\x17\n\x0fsuffix_token_id\x18\x10 \x01(\r\x12\x13\n\x0bmax_cameras\x18\x11 \x01(\r\"\x11\n\x0f\x44\x65scribeRequest\"\xde\x01\n\rDescribeReply\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x16.splitvla.v1.ModelSpec\x12$\n\x07schemes\x18\x02 \x03(\x0e\x32\x13.splitvla.v1.Scheme\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x16\n\x0eserver_version\x18\x04 \x01(\t\x12\x1d\n\x15max_instruction_chars\x18\x05 \x01(\r\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12%\n\x04load\x18\x07 \x01(\x0b\x32\x17.splitvla.v1.ServerLoad\"B\n\rEncodedTensor\x12#\n\x06scheme\x18\x01 \x01(\x0e\x32\x13.splitvla.v1.Scheme\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x85\x01\n\x0f\x43\x61meraEmbedding\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12*\n\x06tensor\x18\x02 \x01(\x0b\x32\x1a.splitvla.v1.EncodedTensor\x12\x1f\n\x12reference_sequence\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x15\n\x13_reference_sequence\"\xd3\x01\n\x0cInferRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\x06\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\r\n\x05robot\x18\x04 \x01(\t\x12\x13\n\x0binstruction\x18\x05 \x01(\t\x12-\n\x07\x63\x61meras\x18\x06 \x03(\x0b\x32\x1c.splitvla.v1.CameraEmbedding\x12\r\n\x05state\x18\x07 \x03(\x02\x12\x13\n\x0b\x61\x63tion_dims\x18\x08 \x01(\r\x12\x14\n\x0c\x64raft_tokens\x18\t \x03(\r\"\x1b\n\x0c\x41\x63tionTokens\x12\x0b\n\x03ids\x18\x01 \x03(\r\"/\n\x0f\x43ontinuousChunk\x12\x0c\n\x04\x64ims\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x03(\x02\"v\n\x0eStageDurations\x12\x19\n\x11\x64\x65\x63ode_payload_ms\x18\x01 \x01(\x02\x12\x10\n\x08queue_ms\x18\x02 \x01(\x02\x12\x12\n\nprefill_ms\x18\x03 \x01(\x02\x12\x11\n\tdecode_ms\x18\x04 \x01(\x02\x12\x10\n\x08total_ms\x18\x05 \x01(\x02\"<\n\nServerLoad\x12\x0e\n\x06queued\x18\x01 \x01(\r\x12\x10\n\x08sessions\x18\x02 \x01(\r\x12\x0c\n\x04\x62usy\x18\x03 \x01(\x02\"\xa3\x02\n\nInferReply\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12+\n\x06tokens\x18\x02 \x01(\x0b\x32\x19.splitvla.v1.ActionTokensH\x00\x12-\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1c.splitvla.v1.ContinuousChunkH\x00\x12+\n\x06stages\x18\x04 \x01(\x0b\x32\x1b.splitvla.v1.StageDurations\x12%\n\x04load\x18\x05 \x01(\x0b\x32\x17.splitvla.v1.ServerLoad\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\x18\n\x10key_frame_needed\x18\x07 \x01(\x08\x12\x1d\n\x15\x61\x63\x63\x65pted_draft_tokens\x18\x08 \x01(\rB\x08\n\x06\x61\x63tion*\x99\x01\n\x06Scheme\x12\x16\n\x12SCHEME_UNSPECIFIED\x10\x00\x12\x07\n\x03\x46\x33\x32\x10\x01\x12\x07\n\x03\x46\x31\x36\x10\x02\x12\x08\n\x04\x42\x46\x31\x36\x10\x03\x12\x08\n\x04INT8\x10\x04\x12\x08\n\x04INT4\x10\x05\x12\x0c\n\x08\x46\x33\x32_ZSTD\x10\x11\x12\x0c\n\x08\x46\x31\x36_ZSTD\x10\x12\x12\r\n\tBF16_ZSTD\x10\x13\x12\r\n\tINT8_ZSTD\x10\x14\x12\r\n\tINT4_ZSTD\x10\x15*:\n\x06Resize\x12\x16\n\x12RESIZE_UNSPECIFIED\x10\x00\x12\t\n\x05NAIVE\x10\x01\x12\r\n\tLETTERBOX\x10\x02\x32\x8e\x01\n\tInference\x12\x44\n\x08\x44\x65scribe\x12\x1c.splitvla.v1.DescribeRequest\x1a\x1a.splitvla.v1.DescribeReply\x12;\n\x05Infer\x12\x19.splitvla.v1.InferRequest\x1a\x17.splitvla.v1.InferReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$splitvla_shared/wire/inference.proto\x12\x0bsplitvla.v1\"\xac\x03\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x15\n\rvision_sha256\x18\x03 \x01(\t\x12\x17\n\x0flanguage_sha256\x18\x04 \x01(\t\x12\x18\n\x10tokenizer_sha256\x18\x05 \x01(\t\x12\x19\n\x11statistics_sha256\x18\x06 \x01(\t\x12\x0f\n\x07patches\x18\x07 \x01(\r\x12\x11\n\tembed_dim\x18\x08 \x01(\r\x12\x12\n\nimage_size\x18\t \x01(\r\x12#\n\x06resize\x18\n \x01(\x0e\x32\x13.splitvla.v1.Resize\x12\x19\n\x11\x61\x63tion_vocab_size\x18\x0b \x01(\r\x12\x13\n\x0b\x61\x63tion_bins\x18\x0c \x01(\r\x12\x17\n\x0fmax_action_dims\x18\r \x01(\r\x12\x14\n\x0c\x63hunk_length\x18\x0e \x01(\r\x12\x17\n\x0fprompt_template\x18\x0f \x01(\t\x12\x17\n\x0fsuffix_token_id\x18\x10 \x01(\r\x12\x13\n\x0bmax_cameras\x18\x11 \x01(\r\x12\x14\n\x0c\x63odec_sha256\x18\x12 \x01(\t\"\x11\n\x0f\x44\x65scribeRequest\"\xde\x01\n\rDescribeReply\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x16.splitvla.v1.ModelSpec\x12$\n\x07schemes\x18\x02 \x03(\x0e\x32\x13.splitvla.v1.Scheme\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x16\n\x0eserver_version\x18\x04 \x01(\t\x12\x1d\n\x15max_instruction_chars\x18\x05 \x01(\r\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12%\n\x04load\x18\x07 \x01(\x0b\x32\x17.splitvla.v1.ServerLoad\"B\n\rEncodedTensor\x12#\n\x06scheme\x18\x01 \x01(\x0e\x32\x13.splitvla.v1.Scheme\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x85\x01\n\x0f\x43\x61meraEmbedding\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12*\n\x06tensor\x18\x02 \x01(\x0b\x32\x1a.splitvla.v1.EncodedTensor\x12\x1f\n\x12reference_sequence\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x15\n\x13_reference_sequence\"\xd3\x01\n\x0cInferRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\x06\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\r\n\x05robot\x18\x04 \x01(\t\x12\x13\n\x0binstruction\x18\x05 \x01(\t\x12-\n\x07\x63\x61meras\x18\x06 \x03(\x0b\x32\x1c.splitvla.v1.CameraEmbedding\x12\r\n\x05state\x18\x07 \x03(\x02\x12\x13\n\x0b\x61\x63tion_dims\x18\x08 \x01(\r\x12\x14\n\x0c\x64raft_tokens\x18\t \x03(\r\"\x1b\n\x0c\x41\x63tionTokens\x12\x0b\n\x03ids\x18\x01 \x03(\r\"/\n\x0f\x43ontinuousChunk\x12\x0c\n\x04\x64ims\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x03(\x02\"v\n\x0eStageDurations\x12\x19\n\x11\x64\x65\x63ode_payload_ms\x18\x01 \x01(\x02\x12\x10\n\x08queue_ms\x18\x02 \x01(\x02\x12\x12\n\nprefill_ms\x18\x03 \x01(\x02\x12\x11\n\tdecode_ms\x18\x04 \x01(\x02\x12\x10\n\x08total_ms\x18\x05 \x01(\x02\"<\n\nServerLoad\x12\x0e\n\x06queued\x18\x01 \x01(\r\x12\x10\n\x08sessions\x18\x02 \x01(\r\x12\x0c\n\x04\x62usy\x18\x03 \x01(\x02\"\xa3\x02\n\nInferReply\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12+\n\x06tokens\x18\x02 \x01(\x0b\x32\x19.splitvla.v1.ActionTokensH\x00\x12-\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1c.splitvla.v1.ContinuousChunkH\x00\x12+\n\x06stages\x18\x04 \x01(\x0b\x32\x1b.splitvla.v1.StageDurations\x12%\n\x04load\x18\x05 \x01(\x0b\x32\x17.splitvla.v1.ServerLoad\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\x18\n\x10key_frame_needed\x18\x07 \x01(\x08\x12\x1d\n\x15\x61\x63\x63\x65pted_draft_tokens\x18\x08 \x01(\rB\x08\n\x06\x61\x63tion*\xb1\x01\n\x06Scheme\x12\x16\n\x12SCHEME_UNSPECIFIED\x10\x00\x12\x07\n\x03\x46\x33\x32\x10\x01\x12\x07\n\x03\x46\x31\x36\x10\x02\x12\x08\n\x04\x42\x46\x31\x36\x10\x03\x12\x08\n\x04INT8\x10\x04\x12\x08\n\x04INT4\x10\x05\x12\x0c\n\x08\x46\x33\x32_ZSTD\x10\x11\x12\x0c\n\x08\x46\x31\x36_ZSTD\x10\x12\x12\r\n\tBF16_ZSTD\x10\x13\x12\r\n\tINT8_ZSTD\x10\x14\x12\r\n\tINT4_ZSTD\x10\x15\x12\x07\n\x03KLT\x10 \x12\r\n\tKLT_DELTA\x10!*:\n\x06Resize\x12\x16\n\x12RESIZE_UNSPECIFIED\x10\x00\x12\t\n\x05NAIVE\x10\x01\x12\r\n\tLETTERBOX\x10\x02\x32\x8e\x01\n\tInference\x12\x44\n\x08\x44\x65scribe\x12\x1c.splitvla.v1.DescribeRequest\x1a\x1a.splitvla.v1.DescribeReply\x12;\n\x05Infer\x12\x19.splitvla.v1.InferRequest\x1a\x17.splitvla.v1.InferReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'splitvla_shared.wire.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SCHEME']._serialized_start=1679
-  _globals['_SCHEME']._serialized_end=1832
-  _globals['_RESIZE']._serialized_start=1834
-  _globals['_RESIZE']._serialized_end=1892
+  _globals['_SCHEME']._serialized_start=1701
+  _globals['_SCHEME']._serialized_end=1878
+  _globals['_RESIZE']._serialized_start=1880
+  _globals['_RESIZE']._serialized_end=1938
   _globals['_MODELSPEC']._serialized_start=54
-  _globals['_MODELSPEC']._serialized_end=460
-  _globals['_DESCRIBEREQUEST']._serialized_start=462
-  _globals['_DESCRIBEREQUEST']._serialized_end=479
-  _globals['_DESCRIBEREPLY']._serialized_start=482
-  _globals['_DESCRIBEREPLY']._serialized_end=704
-  _globals['_ENCODEDTENSOR']._serialized_start=706
-  _globals['_ENCODEDTENSOR']._serialized_end=772
-  _globals['_CAMERAEMBEDDING']._serialized_start=775
-  _globals['_CAMERAEMBEDDING']._serialized_end=908
-  _globals['_INFERREQUEST']._serialized_start=911
-  _globals['_INFERREQUEST']._serialized_end=1122
-  _globals['_ACTIONTOKENS']._serialized_start=1124
-  _globals['_ACTIONTOKENS']._serialized_end=1151
-  _globals['_CONTINUOUSCHUNK']._serialized_start=1153
-  _globals['_CONTINUOUSCHUNK']._serialized_end=1200
-  _globals['_STAGEDURATIONS']._serialized_start=1202
-  _globals['_STAGEDURATIONS']._serialized_end=1320
-  _globals['_SERVERLOAD']._serialized_start=1322
-  _globals['_SERVERLOAD']._serialized_end=1382
-  _globals['_INFERREPLY']._serialized_start=1385
-  _globals['_INFERREPLY']._serialized_end=1676
-  _globals['_INFERENCE']._serialized_start=1895
-  _globals['_INFERENCE']._serialized_end=2037
+  _globals['_MODELSPEC']._serialized_end=482
+  _globals['_DESCRIBEREQUEST']._serialized_start=484
+  _globals['_DESCRIBEREQUEST']._serialized_end=501
+  _globals['_DESCRIBEREPLY']._serialized_start=504
+  _globals['_DESCRIBEREPLY']._serialized_end=726
+  _globals['_ENCODEDTENSOR']._serialized_start=728
+  _globals['_ENCODEDTENSOR']._serialized_end=794
+  _globals['_CAMERAEMBEDDING']._serialized_start=797
+  _globals['_CAMERAEMBEDDING']._serialized_end=930
+  _globals['_INFERREQUEST']._serialized_start=933
+  _globals['_INFERREQUEST']._serialized_end=1144
+  _globals['_ACTIONTOKENS']._serialized_start=1146
+  _globals['_ACTIONTOKENS']._serialized_end=1173
+  _globals['_CONTINUOUSCHUNK']._serialized_start=1175
+  _globals['_CONTINUOUSCHUNK']._serialized_end=1222
+  _globals['_STAGEDURATIONS']._serialized_start=1224
+  _globals['_STAGEDURATIONS']._serialized_end=1342
+  _globals['_SERVERLOAD']._serialized_start=1344
+  _globals['_SERVERLOAD']._serialized_end=1404
+  _globals['_INFERREPLY']._serialized_start=1407
+  _globals['_INFERREPLY']._serialized_end=1698
+  _globals['_INFERENCE']._serialized_start=1941
+  _globals['_INFERENCE']._serialized_end=2083
 # @@protoc_insertion_point(module_scope)

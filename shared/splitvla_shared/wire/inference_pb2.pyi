@@ -19,6 +19,8 @@ class Scheme(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BF16_ZSTD: _ClassVar[Scheme]
     INT8_ZSTD: _ClassVar[Scheme]
     INT4_ZSTD: _ClassVar[Scheme]
+    KLT: _ClassVar[Scheme]
+    KLT_DELTA: _ClassVar[Scheme]
 
 class Resize(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -36,12 +38,14 @@ F16_ZSTD: Scheme
 BF16_ZSTD: Scheme
 INT8_ZSTD: Scheme
 INT4_ZSTD: Scheme
+KLT: Scheme
+KLT_DELTA: Scheme
 RESIZE_UNSPECIFIED: Resize
 NAIVE: Resize
 LETTERBOX: Resize
 
 class ModelSpec(_message.Message):
-    __slots__ = ("name", "fingerprint", "vision_sha256", "language_sha256", "tokenizer_sha256", "statistics_sha256", "patches", "embed_dim", "image_size", "resize", "action_vocab_size", "action_bins", "max_action_dims", "chunk_length", "prompt_template", "suffix_token_id", "max_cameras")
+    __slots__ = ("name", "fingerprint", "vision_sha256", "language_sha256", "tokenizer_sha256", "statistics_sha256", "patches", "embed_dim", "image_size", "resize", "action_vocab_size", "action_bins", "max_action_dims", "chunk_length", "prompt_template", "suffix_token_id", "max_cameras", "codec_sha256")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     VISION_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +63,7 @@ class ModelSpec(_message.Message):
     PROMPT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     SUFFIX_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     MAX_CAMERAS_FIELD_NUMBER: _ClassVar[int]
+    CODEC_SHA256_FIELD_NUMBER: _ClassVar[int]
     name: str
     fingerprint: str
     vision_sha256: str
@@ -76,7 +81,8 @@ class ModelSpec(_message.Message):
     prompt_template: str
     suffix_token_id: int
     max_cameras: int
-    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., vision_sha256: _Optional[str] = ..., language_sha256: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ..., statistics_sha256: _Optional[str] = ..., patches: _Optional[int] = ..., embed_dim: _Optional[int] = ..., image_size: _Optional[int] = ..., resize: _Optional[_Union[Resize, str]] = ..., action_vocab_size: _Optional[int] = ..., action_bins: _Optional[int] = ..., max_action_dims: _Optional[int] = ..., chunk_length: _Optional[int] = ..., prompt_template: _Optional[str] = ..., suffix_token_id: _Optional[int] = ..., max_cameras: _Optional[int] = ...) -> None: ...
+    codec_sha256: str
+    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., vision_sha256: _Optional[str] = ..., language_sha256: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ..., statistics_sha256: _Optional[str] = ..., patches: _Optional[int] = ..., embed_dim: _Optional[int] = ..., image_size: _Optional[int] = ..., resize: _Optional[_Union[Resize, str]] = ..., action_vocab_size: _Optional[int] = ..., action_bins: _Optional[int] = ..., max_action_dims: _Optional[int] = ..., chunk_length: _Optional[int] = ..., prompt_template: _Optional[str] = ..., suffix_token_id: _Optional[int] = ..., max_cameras: _Optional[int] = ..., codec_sha256: _Optional[str] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ()
