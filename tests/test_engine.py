@@ -22,13 +22,13 @@ DIMS = 7
 
 
 class Case:
-    """A prompt, its patches and the tokens that transformers' generate() gives."""
+    """A prompt of up to `longest` ids, its patches and the tokens that transformers' generate() gives."""
 
-    def __init__(self, model: object, seed: int) -> None:
+    def __init__(self, model: object, seed: int, patches: int = 256, longest: int = 40) -> None:
         random = np.random.default_rng(seed)
-        length = int(random.integers(4, 40))
+        length = int(random.integers(4, longest))
         self.prompt = (1, *(int(number) for number in random.integers(3, 1000, length)))
-        self.patches: FloatArray = random.standard_normal((256, 128), dtype=np.float32) * np.float32(0.1)
+        self.patches: FloatArray = random.standard_normal((patches, 128), dtype=np.float32) * np.float32(0.1)
         self.tokens = tuple(generate(model, self.prompt, self.patches, DIMS))
 
     def frame(self, draft: tuple[int, ...] = (), patches: FloatArray | None = None) -> Frame:
@@ -52,12 +52,14 @@ def no_early_end(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backbone.engine, "_eos", frozenset())
 
 
-def served(backbone: Backbone, frames: list[Frame]) -> dict[Frame, Tokens | Exception]:
-    """Admit each frame as soon as there is room, one more a pass, and step until all have ended."""
+def served(
+    backbone: Backbone, frames: list[Frame], joining: Callable[[], int] = lambda: 1
+) -> dict[Frame, Tokens | Exception]:
+    """Before each pass admit as many frames as `joining` says and there is room for; step until all have ended."""
     waiting, inside = list(frames), 0
     ended: list[Outcome] = []
     while len(ended) < len(frames):
-        if waiting and inside < backbone.capacity:
+        for _ in range(min(joining(), len(waiting), backbone.capacity - inside)):
             backbone.admit(waiting.pop(0))
             inside += 1
         out = backbone.step()
@@ -66,24 +68,46 @@ def served(backbone: Backbone, frames: list[Frame]) -> dict[Frame, Tokens | Exce
     return {outcome.frame: outcome.result for outcome in ended}
 
 
-def test_random_prompts_drafts_and_batches_give_transformers_tokens(backbone: Backbone, cases: list[Case]) -> None:
-    """Drafts: none, right, wrong at one place, short, random; frames join while others are being decoded."""
+def some_draft(tokens: tuple[int, ...], others: tuple[int, ...], random: np.random.Generator) -> tuple[int, ...]:
+    """None, right, another frame's answer, random, cut short, too long, or wrong at some places of its own."""
+    noise = tuple(int(number) for number in random.integers(0, 1088, DIMS))
+    wrong = random.random(DIMS) < random.random()
+    mixed = tuple(guess if bad else token for token, guess, bad in zip(tokens, noise, wrong, strict=True))
+    shorter = mixed[: int(random.integers(1, DIMS))]
+    drafts = [(), tokens, others, noise, shorter, mixed, mixed, mixed, (*mixed, *noise)]
+    return drafts[int(random.integers(len(drafts)))]
+
+
+def assert_answered_as_by_transformers(results: dict[Frame, Tokens | Exception], frames: dict[Frame, Case]) -> None:
+    for frame, result in results.items():
+        assert isinstance(result, Tokens)
+        assert result.ids == frames[frame].tokens, f"prompt {frame.prompt_ids}, draft {frame.draft}"
+        kept = sum(mine == guess for mine, guess in zip(result.ids, frame.draft, strict=False))
+        assert result.accepted_draft_tokens == kept
+
+
+def test_three_thousand_prompts_drafts_and_batches_give_transformers_tokens(backbone: Backbone) -> None:
+    """Few patches, so that many cases fit a second; up to 32 frames at once, some joining while others are decoded."""
     random = np.random.default_rng(0)
-    makers: list[Callable[[tuple[int, ...]], tuple[int, ...]]] = [
-        lambda tokens: (),
-        lambda tokens: tokens,
-        lambda tokens: tuple(int(n) for n in random.integers(0, 1088, DIMS)),
-        lambda tokens: tokens[: int(random.integers(1, DIMS))],
-        lambda tokens: tuple((n + 1) % 1088 if i == random.integers(DIMS) else n for i, n in enumerate(tokens)),
-    ]
-    for _ in range(12):
-        chosen = [cases[int(index)] for index in random.integers(0, len(cases), 6)]
-        frames = {case.frame(makers[int(random.integers(len(makers)))](case.tokens)): case for case in chosen}
-        for frame, result in served(backbone, list(frames)).items():
-            assert isinstance(result, Tokens)
-            assert result.ids == frames[frame].tokens
-            kept = sum(mine == guess for mine, guess in zip(result.ids, frame.draft, strict=False))
-            assert result.accepted_draft_tokens == kept
+    wide = Backbone(backbone._model, "fp32", "cpu", capacity=32, tokens=128)
+    wide._eos = wide.engine._eos = frozenset()
+    cases = [Case(backbone._model, seed, patches=int(random.integers(1, 24)), longest=80) for seed in range(48)]
+    frames: dict[Frame, Case] = {}
+    for _ in range(3000):
+        case, other = (cases[int(index)] for index in random.integers(0, len(cases), 2))
+        frames[case.frame(some_draft(case.tokens, other.tokens, random))] = case
+    results = served(wide, list(frames), joining=lambda: int(random.choice([0, 1, 4, 12, 32])))
+    assert len(results) == 3000
+    assert_answered_as_by_transformers(results, frames)
+
+
+def test_drafts_and_batches_of_full_size_frames_give_transformers_tokens(backbone: Backbone, cases: list[Case]) -> None:
+    random = np.random.default_rng(1)
+    frames: dict[Frame, Case] = {}
+    for index in random.integers(0, len(cases), 40):
+        case = cases[int(index)]
+        frames[case.frame(some_draft(case.tokens, cases[0].tokens, random))] = case
+    assert_answered_as_by_transformers(served(backbone, list(frames)), frames)
 
 
 def test_a_right_draft_is_verified_in_a_single_pass(backbone: Backbone, cases: list[Case]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.checkpoint.sizes import ACTION_BINS, PATCH, Layout, Sizes
 
-_LOUDNESS = 16.0
+LOUDNESS = 16.0
 _DRAWN_AT_ONCE = 1 << 23  # numbers in float32
 
 
@@ -33,7 +33,7 @@ class Planned:
             shape = (min(step, rows - start), *self.shape[1:])
             part = self.mean + self.std * torch.randn(shape, generator=generator)
             loud = slice(max(self.loud_rows.start - start, 0), max(self.loud_rows.stop - start, 0))
-            part[loud] *= _LOUDNESS
+            part[loud] *= LOUDNESS
             yield part.to(dtype)
 
 

@@ -1,0 +1,165 @@
+"""The arithmetic of the backbone's benchmark, its command line, and one small run of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.backbone import session
+from benchmarks.backbone.__main__ import main
+from benchmarks.backbone.contenders import DIMS, Case, Contender, Timing, make_cases, make_draft, ours
+from benchmarks.backbone.figures import EAGER, OURS, Condition, Measured, differing, quantiles_ms, sentences
+from benchmarks.backbone.models import WEIGHT_BYTES, random_llama
+from benchmarks.backbone.roofline import Roofline, Work, pass_work
+from benchmarks.backbone.session import least, sample
+from benchmarks.checkpoint.sizes import PRESETS, Sizes
+from splitvla_cloud.backbone import Backbone
+from splitvla_cloud.precision import Precision
+
+SMALL = Sizes(llm_dim=64, llm_mlp=128, llm_layers=3)
+
+
+def timing(total_s: float, passes: int = 1, same: bool = True) -> Timing:
+    return Timing(total_s / 2, total_s / 2, total_s, passes, same)
+
+
+def measured(condition: Condition, *totals_s: float, same: bool = True) -> Measured:
+    return Measured(condition, tuple(timing(each, same=same) for each in totals_s), totals_s, 0.001)
+
+
+def test_a_pass_counts_whole_layers_then_keys_values_and_the_asked_rows() -> None:
+    layer, head = 4 * 64**2 + 3 * 64 * 128, 64 * 1088
+    work = pass_work(SMALL, rows=10, asked=2, layer_bytes=2, head_bytes=4)
+    assert work.weight_bytes == 3 * layer * 2 + head * 4
+    assert work.flops == 2 * (2 * layer * 10 + 2 * 64**2 * 10 + (layer - 2 * 64**2 + head) * 2)
+
+
+def test_the_roofline_of_openvla_7b_on_an_h200_is_what_its_weights_take() -> None:
+    """6.6e9 weights of layers and head in bf16 at 4.8 TB/s: 2.75 ms a token; the prefill is bound by its products."""
+    h200 = Roofline(4.8e12, 989e12)
+    step = pass_work(PRESETS["7b"], 1, 1, 2, 2)
+    assert step.least_s(h200) == pytest.approx(6.607e9 * 2 / 4.8e12, rel=0.01)
+    assert pass_work(PRESETS["7b"], 280, 1, 2, 2).least_s(h200) == pytest.approx(3.56e-3, rel=0.02)
+
+
+def test_the_larger_of_bytes_and_products_bounds_a_pass() -> None:
+    assert Work(10.0, 3.0).least_s(Roofline(2.0, 1.0)) == 5.0
+    assert Work(10.0, 30.0).least_s(Roofline(2.0, 1.0)) == 30.0
+    assert Roofline(1.0, 4.0).best(Roofline(2.0, 3.0)) == Roofline(2.0, 4.0)
+
+
+def test_each_further_pass_adds_one_row_a_robot_to_the_least_time() -> None:
+    roofline = Roofline(1e9, 1e9)
+    one, three = (least(SMALL, Condition("fp32", OURS, robots=4), passes, roofline) for passes in (1.0, 3.0))
+    assert three - one == pytest.approx(2 * pass_work(SMALL, 4, 4, 4, 4).least_s(roofline))
+
+
+def test_a_draft_is_right_at_the_share_that_is_asked_for() -> None:
+    random = np.random.default_rng(0)
+    tokens = tuple(range(1081, 1088))
+    assert make_draft(tokens, 1.0, 1088, random) == tokens
+    assert make_draft(tokens, 0.0, 1088, random) == (*range(1082, 1088), 0)
+    right = [
+        sum(a == b for a, b in zip(make_draft(tokens, 0.5, 1088, random), tokens, strict=True)) for _ in range(500)
+    ]
+    assert 3.3 < np.mean(right) < 3.7
+
+
+def test_a_row_gives_percentiles_and_the_throughput_of_all_robots() -> None:
+    condition = Condition("fp32", OURS, "100 %", 2)
+    row = Measured(condition, (timing(0.1), timing(0.1), timing(0.3), timing(0.3, same=False)), (0.1, 0.3), 0.05).row()
+    assert row == [
+        *("fp32", "ours", "100 %", "2", "1.0", "100 / 150 / 150", "100 / 150 / 150", "200 / 300 / 300"),
+        *("10", "50", "3 of 4"),
+    ]
+    assert quantiles_ms([0.001, 0.002, 0.003]) == "2 / 2.8 / 2.98"
+
+
+def test_the_bars_are_ratios_of_medians() -> None:
+    found = [
+        measured(Condition("fp32", EAGER), 0.3, 0.4, 0.5),
+        measured(Condition("fp32", OURS), 0.2),
+        measured(Condition("fp32", OURS, "100 %"), 0.1),
+        measured(Condition("fp32", OURS, robots=8), 0.3),
+        measured(Condition("fp32", OURS, "100 %", 8), 0.25),
+    ]
+    assert sentences(found) == [
+        "fp32: at the median 2.00 times as fast as HF generate() without a draft, 4.00 times with accepted drafts; "
+        "8 robots take 1.50 times the latency of one, and 2.50 times where every draft is accepted."
+    ]
+    assert "robots" not in sentences(found[:3])[0]
+
+
+def test_only_in_fp32_is_a_differing_answer_an_error() -> None:
+    found = [measured(Condition(precision, OURS), 0.1, 0.1, same=False) for precision in ("fp32", "bf16")]
+    assert differing(found) == 2
+
+
+def test_rounds_are_interleaved_and_warm_ups_are_not_counted() -> None:
+    order: list[int] = []
+
+    def contender(number: int) -> Contender:
+        def answer(cases: object) -> list[Timing]:
+            order.append(number)
+            return [timing(float(len(order)))]
+
+        return answer
+
+    conditions = [Condition("fp32", OURS), Condition("fp32", EAGER)]
+    case = Case((1,), np.zeros((1, 1), np.float32), ())
+    found = sample({each: contender(index) for index, each in enumerate(conditions)}, [case], 2, 1, lambda text: None)
+    assert order == [0, 1, 0, 1, 0, 1]
+    assert [each.total_s for each in found[conditions[0]][0]] == [3.0, 5.0]
+    assert len(found[conditions[1]][1]) == 2
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8", "nf4"])
+def test_random_models_weigh_what_the_roofline_says_and_answer(precision: Precision) -> None:
+    model = random_llama(SMALL, precision, "cpu", seed=0)
+    weights = 3 * (4 * 64**2 + 3 * 64 * 128)
+    stored = sum(each.nbytes for each in model.model.layers.parameters() if each.ndim > 1)
+    assert stored / weights == pytest.approx(WEIGHT_BYTES[precision], rel=0.04)
+    random = np.random.default_rng(0)
+    cases = make_cases(model, 1024, patches=8, count=2, random=random)
+    timings = ours(Backbone(model, precision, "cpu", capacity=2, tokens=64), 0.0, 1088, random)(cases)
+    assert [1 < each.passes <= DIMS for each in timings] == [True, True]
+
+
+def test_a_small_run_prints_the_table_and_finds_transformers_tokens(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "measure", lambda device, dtype: Roofline(1e10, 1e11))
+    assert main(["--device", "cpu", "-n", "1", "--cases", "1", "--robots", "2"]) == 0
+    printed = capsys.readouterr().out
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| fp32")]
+    assert [(row[1], row[2], row[3], row[4]) for row in rows] == [
+        ("HF generate()", "none", "1", "7.0"),
+        ("HF generate(), static cache", "none", "1", "7.0"),
+        ("ours", "none", "1", "7.0"),
+        ("ours", "0 %", "1", "7.0"),
+        ("ours", "50 %", "1", rows[4][4]),
+        ("ours", "90 %", "1", rows[5][4]),
+        ("ours", "100 %", "1", "1.0"),
+        ("ours", "none", "2", "7.0"),
+        ("ours", "100 %", "2", "1.0"),
+    ]
+    assert [row[10] for row in rows] == ["1 of 1 |"] * 7 + ["2 of 2 |"] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["-n", "0"], "-n 0"),
+        (["--robots", "1,many"], "'1,many'"),
+        (["--robots", "0"], "(0, 1)"),
+        (["--precisions", "fp64"], "fp64"),
+        (["--precisions", ","], "names none"),
+        (["--device", "cuda:99"], "cuda:99"),
+    ],
+)
+def test_a_wrong_option_is_named_on_one_line(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("backbone: error: ")
+    assert said in error
+    assert error.count("\n") == 1

@@ -1,0 +1,161 @@
+"""FrameQueue does what a slow and plain scheduler does that keeps everything and looks everything up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from splitvla_cloud.admission import PassCost
+from splitvla_cloud.scheduler import SESSION_WINDOW_S, FrameQueue, Ticket
+from splitvla_shared.errors import DeadlineMissed, LinkError, Overloaded, Superseded
+
+Leaving = set[tuple[int, type[LinkError]]]  # id of the ticket, and why
+
+
+@dataclass(slots=True)
+class Session:
+    """What a session has done since it was last forgotten. turns: when it was served, counted in takes of anyone."""
+
+    newest: int
+    seen: float
+    turns: list[int] = field(default_factory=list)
+
+
+class Reference:
+    """The rules of scheduler.py and admission.py, one after the other."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.waiting: list[tuple[Ticket[str], int]] = []  # and how many takes there had been when its session came
+        self.sessions: dict[int, Session] = {}
+        self.taken = 0
+        self.passes: list[tuple[int, float, float]] = []  # frames, seconds, when it ended
+
+    def offer(self, ticket: Ticket[str], now: float) -> Leaving | type[LinkError]:
+        self.sessions = {n: known for n, known in self.sessions.items() if now - known.seen <= SESSION_WINDOW_S}
+        known = self.sessions.setdefault(ticket.session, Session(ticket.sequence, now))
+        known.newest, known.seen = max(known.newest, ticket.sequence), now
+        if ticket.sequence < known.newest:
+            return Superseded
+        if ticket.deadline <= now:
+            return DeadlineMissed
+        leaving = self.expire(now)
+        since = self.taken
+        older = [pair for pair in self.waiting if pair[0].session == ticket.session]
+        if not older and len(self.waiting) == self.limit:
+            return Overloaded
+        for pair in older:
+            self.waiting.remove(pair)
+            leaving.add((id(pair[0]), Superseded))
+            since = pair[1]
+        self.waiting.append((ticket, since))
+        return leaving
+
+    def take(self, now: float, room: int, running: Sequence[float]) -> tuple[list[Ticket[str]], Leaving]:
+        recent = [seconds for frames, seconds, ended in self.passes if frames and ended >= now - 2.0]
+        leaving = self.expire(now + min(recent, default=0.0))
+        order = sorted(
+            self.waiting, key=lambda pair: (self.has_had_its_turn(pair[0]), pair[0].deadline, pair[0].queued_at)
+        )
+        deadlines = [ticket.deadline for ticket, _ in order]
+        sizes = range(1, min(room, len(order)) + 1)
+        count = max(takewhile(lambda size: self.may_grow_to(size, deadlines, now, running), sizes), default=0)
+        for ticket, since in order[:count]:
+            if known := self.sessions.get(ticket.session):
+                known.turns.append(self.taken)
+            self.taken += 1
+            self.waiting.remove((ticket, since))
+        return [ticket for ticket, _ in order[:count]], leaving
+
+    def has_had_its_turn(self, ticket: Ticket[str]) -> bool:
+        """While someone waited who still waits."""
+        known = self.sessions.get(ticket.session)
+        return known is not None and any(turn >= since for turn in known.turns for _, since in self.waiting)
+
+    def may_grow_to(self, size: int, deadlines: Sequence[float], now: float, running: Sequence[float]) -> bool:
+        """Sooner than one at a time on the average, and nobody in time with one frame less is late with this one."""
+        if size > 1 and self.cost(size) > (size + 1) / 2 * self.cost(1):
+            return False
+        company = [*running, *deadlines[: size - 1]]
+        return not any(now + self.cost(size - 1) <= end < now + self.cost(size) for end in company)
+
+    def cost(self, frames: int) -> float:
+        """Running means by number of frames; the dearest of those that are no larger."""
+        means: dict[int, float] = {}
+        for number, seconds, _ in self.passes:
+            mean = means.get(number, seconds)
+            means[number] = mean + 0.2 * (seconds - mean)
+        return max((mean for number, mean in means.items() if number <= frames), default=0.0)
+
+    def expire(self, before: float) -> Leaving:
+        late = [pair for pair in self.waiting if pair[0].deadline <= before]
+        self.waiting = [pair for pair in self.waiting if pair not in late]
+        return {(id(ticket), DeadlineMissed) for ticket, _ in late}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """passed: seconds since the last one. left: seconds to the deadline, or a pass's cost."""
+
+    kind: str
+    session: int
+    number: int
+    left: float
+    passed: float
+
+
+# Powers of two make sums exact and ties frequent; a silence beyond SESSION_WINDOW_S comes too.
+_TIMES = st.sampled_from([0.0, 0.0, 0.0625, 0.125, 0.25, 0.5, 1.0, 2.0])
+EVENTS = st.lists(
+    st.builds(
+        Event,
+        st.sampled_from(["offer", "offer", "offer", "offer", "take", "take", "cancel", "pass"]),
+        st.integers(0, 4),
+        st.integers(0, 7),
+        st.one_of(_TIMES, st.just(40.0), st.just(-0.125)),
+        st.one_of(_TIMES, _TIMES, _TIMES, st.just(10.5)),
+    ),
+    max_size=80,
+)
+
+
+@given(events=EVENTS, limit=st.integers(1, 5), running=st.lists(st.sampled_from([0.25, 0.5, 1.0]), max_size=2))
+@settings(max_examples=300, deadline=None)
+def test_random_arrivals_cancels_and_deadlines_go_as_in_the_reference_scheduler(
+    events: list[Event], limit: int, running: list[float]
+) -> None:
+    queue: FrameQueue[str] = FrameQueue(limit)
+    costs, reference = PassCost(), Reference(limit)
+    offered: list[Ticket[str]] = []
+    now = 0.0
+    for event in events:
+        now += event.passed
+        if event.kind == "offer":
+            offered.append(Ticket(event.session, event.number, now + event.left, now, ""))
+            expected = reference.offer(offered[-1], now)
+            assert offer(queue, offered[-1], now) == expected
+        elif event.kind == "take":
+            room, ends = event.number % 4, [now + seconds for seconds in running]
+            taken, dropped = queue.take(now, room, costs, ends)
+            assert (taken, {(id(each.ticket), type(each.error)) for each in dropped}) == reference.take(now, room, ends)
+        elif event.kind == "pass":
+            costs.learn(event.number % 5, abs(event.left), now)
+            reference.passes.append((event.number % 5, abs(event.left), now))
+        elif offered:
+            ticket = offered[event.number % len(offered)]
+            here = [pair for pair in reference.waiting if pair[0] is ticket]
+            reference.waiting = [pair for pair in reference.waiting if pair not in here]
+            assert queue.cancel(ticket) == bool(here)
+        assert len(queue) == len(reference.waiting)
+    assert {id(ticket) for ticket in queue.drain()} == {id(ticket) for ticket, _ in reference.waiting}
+
+
+def offer(queue: FrameQueue[str], ticket: Ticket[str], now: float) -> Leaving | type[LinkError]:
+    try:
+        return {(id(each.ticket), type(each.error)) for each in queue.offer(ticket, now)}
+    except LinkError as error:
+        return type(error)
