@@ -1,6 +1,6 @@
 """Success of a training run's policy, unsplit, in lockstep, on seeds that were never trained on.
 
-    python -m benchmarks.world.evaluate RUN [--episodes 50] [--tasks reach-red,push] [--processes 2]
+    python -m benchmarks.world.evaluate RUN [--episodes 50] [--tasks reach-red,push] [--checks]
 
 Two checks that it sees and reads come with it: with a black picture, and reaching with another ball's colour said.
 """

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from splitvla_cloud.engine.fp8 import convert_to_fp8
 from splitvla_cloud.engine.interface import Frame, Outcome, Tokens
 from splitvla_cloud.engine.llama import Llama
 from splitvla_cloud.engine.runner import CudaGraph
@@ -19,6 +20,7 @@ from splitvla_cloud.engine.torch_engine import TorchEngine
 from splitvla_cloud.precision import (
     NUMERICS,
     Precision,
+    check_device,
     check_shapes,
     check_stored,
     keep_libraries_offline_and_quiet,
@@ -176,6 +178,7 @@ def load_model(bundle: Bundle, precision: Precision, device: str) -> tuple[Any, 
     """The bundle's LlamaForCausalLM in a precision, and its device. Raises what `Backbone.load` raises."""
     check_stored(bundle.extra.get(PRECISION_KEY), precision, bundle.path)
     device = select_device(device)
+    check_device(precision, device)
     keep_libraries_offline_and_quiet()
     config = _read_config(bundle.path)
     if config.hidden_size != bundle.spec.embed_dim:
@@ -230,6 +233,8 @@ def _read_model(bundle: Bundle, precision: Precision, device: str) -> Any:
         if found := info.get(fault):
             names = ", ".join(sorted(str(name) for name in found)[:3])
             raise BundleError(f"{bundle.path}: {fault.replace('_', ' ')} in the weights: {names}; split again")
+    if NUMERICS[precision].fp8:
+        convert_to_fp8(model)
     return model.eval()
 
 

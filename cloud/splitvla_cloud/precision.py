@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import torch
 
+from splitvla_cloud.engine.fp8 import FP8_CAPABILITY, FP8_FEATURES
 from splitvla_shared.errors import ConfigError
 
-Precision = Literal["fp32", "bf16", "int8", "nf4"]
+Precision = Literal["fp32", "bf16", "int8", "nf4", "fp8"]
 Quantised = Literal["int8", "nf4"]
 
 # Shapes that the CPU kernel of bitsandbytes repacks NF4 weights into; others raise deep inside the first forward.
@@ -25,11 +26,13 @@ class Numerics:
     """dtype: of everything that is not quantised, and of the computation. quantization: BitsAndBytesConfig's fields.
 
     graphs: its kernels never wait for the device, so that a CUDA graph can hold them.
+    fp8: the blocks' linear layers are converted once the model is loaded.
     """
 
     dtype: torch.dtype
     quantization: Mapping[str, Any] | None = None
     graphs: bool = False
+    fp8: bool = False
 
 
 NUMERICS: dict[Precision, Numerics] = {
@@ -40,6 +43,7 @@ NUMERICS: dict[Precision, Numerics] = {
         torch.bfloat16,
         {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
     ),
+    "fp8": Numerics(torch.bfloat16, graphs=True, fp8=True),
 }
 
 
@@ -76,8 +80,31 @@ def select_device(device: str) -> str:
     return f"cuda:{wanted.index or 0}" if wanted.type == "cuda" else "cpu"
 
 
+def check_device(precision: Precision, device: str) -> None:
+    """device: as `select_device` gives it. Raises ConfigError where fp8 has no tensor cores to run on."""
+    if not NUMERICS[precision].fp8:
+        return
+    if device == "cpu":
+        raise ConfigError(
+            "precision fp8 needs a CUDA GPU of compute capability 8.9 or later (Ada, Hopper), the device is cpu; "
+            "use precision int8, nf4 or bf16"
+        )
+    if (capability := torch.cuda.get_device_capability(device)) < FP8_CAPABILITY:
+        raise ConfigError(
+            f"precision fp8 needs compute capability 8.9 or later (Ada, Hopper), {torch.cuda.get_device_name(device)} "
+            f"has {capability[0]}.{capability[1]}; use precision int8, nf4 or bf16"
+        )
+
+
 def check_shapes(precision: Precision, device: str, linears: Mapping[str, tuple[int, int]]) -> None:
-    """linears: (in_features, out_features) by name. Raises ConfigError where NF4 on the CPU can't take one of them."""
+    """linears: (in_features, out_features) by name. Raises ConfigError where fp8, or NF4 on the CPU, can't take one."""
+    if NUMERICS[precision].fp8:
+        for name, sides in linears.items():
+            if any(side % FP8_FEATURES for side in sides):
+                raise ConfigError(
+                    f"precision fp8 takes layers whose sides are multiples of {FP8_FEATURES}, {name} is "
+                    f"{sides[0]} -> {sides[1]}; use precision int8, nf4 or bf16"
+                )
     if precision != "nf4" or device != "cpu":
         return
     for name, (fan_in, fan_out) in linears.items():

@@ -4,6 +4,7 @@ interface.py     what a worker asks of any engine; knows no torch
 answer.py        one answer as it grows: what to feed next, what to keep of a draft; pure
 llama.py         Llama's forward pass over rectangles of rows, on the weights that transformers loaded
 linear.py        projections: fused where that is exact, as they are where they are quantised
+fp8.py           linear layers in 8-bit floats, activations too
 kv_cache.py      keys and values of every robot, allocated once
 runner.py        runs a pass: directly, or as a captured CUDA graph where the shape has one
 torch_engine.py  our engine: slots, passes, faults

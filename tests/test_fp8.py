@@ -1,0 +1,93 @@
+"""fp8: the kernel computes what its arithmetic says, and only hardware that has it is served with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from splitvla_cloud.backbone import Backbone, load_model
+from splitvla_cloud.engine.fp8 import Fp8Linear, convert_to_fp8, emulate, quantise
+from splitvla_cloud.golden import INSTRUCTION, check_backbone
+from splitvla_cloud.precision import check_device, check_shapes
+from splitvla_cloud.prompt import Prompt
+from splitvla_shared.bundle import open_bundle
+from splitvla_shared.errors import ConfigError
+
+
+@pytest.fixture
+def layer() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(64, 48, dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def rows() -> torch.Tensor:
+    return torch.randn(20, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+
+
+def test_a_quantised_value_is_off_by_at_most_a_sixteenth(rows: torch.Tensor) -> None:
+    """float8_e4m3fn has three bits behind the first: half a step is at most a sixteenth of the value."""
+    codes, scales = quantise(rows)
+    assert (codes.dtype, codes.shape, scales.shape) == (torch.float8_e4m3fn, (20, 64), (20, 1))
+    error = (codes.float() * scales - rows.float()).abs()
+    assert (error <= torch.maximum(rows.float().abs() / 16, scales * 2.0**-10) * 1.001).all()
+    assert (codes.float().abs().amax(dim=-1) == torch.finfo(torch.float8_e4m3fn).max).all()
+
+
+def test_rows_of_zeros_stay_zeros_and_rows_that_are_not_finite_stay_so() -> None:
+    rows = torch.zeros(3, 16)
+    rows[1, 2], rows[2, 3] = torch.nan, torch.inf
+    layer = Fp8Linear(nn.Linear(16, 16, bias=False))
+    result = layer(rows)
+    assert (result[0] == 0).all()
+    assert not torch.isfinite(result[1:]).all(dim=-1).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_layer_computes_what_the_emulation_says(layer: nn.Linear, rows: torch.Tensor, dtype: torch.dtype) -> None:
+    layer, rows = layer.to(dtype), rows.to(dtype)
+    expected = emulate(*quantise(rows), *quantise(layer.weight)).to(dtype) + layer.bias
+    close = {torch.bfloat16: 2.0**-7, torch.float32: 1e-5}[dtype]
+    torch.testing.assert_close(Fp8Linear(layer)(rows), expected, rtol=close, atol=close)
+
+
+def test_a_row_does_not_depend_on_its_batch(layer: nn.Linear, rows: torch.Tensor) -> None:
+    """An outlier in one robot's frame must not cost another robot's precision, as one scale for all rows would."""
+    small, wild = Fp8Linear(layer), rows.clone()
+    wild[0] *= 1e4
+    assert torch.equal(small(wild)[1:], small(rows)[1:])
+
+
+def test_a_converted_backbone_answers_its_probe_in_less_memory(tiny_bundles: Path) -> None:
+    bundle = open_bundle(tiny_bundles / "cloud", "cloud")
+    model, _ = load_model(bundle, "bf16", "cpu")
+    before, parameters = model.get_memory_footprint(), model.num_parameters()
+    convert_to_fp8(model)
+    backbone = Backbone(model, "fp8", "cpu")
+    check_backbone(backbone, Prompt.load(bundle.path, bundle.spec).ids(INSTRUCTION), bundle.spec, bundle.path)
+    backbone.warm_up(bundle.spec.patches, 7)
+    assert backbone.memory_bytes < before
+    assert backbone.parameters == parameters
+
+
+def test_a_cpu_is_told_what_fp8_needs(tiny_bundles: Path) -> None:
+    with pytest.raises(ConfigError, match=r"fp8 needs a CUDA GPU of compute capability 8\.9.*use precision int8"):
+        Backbone.load(open_bundle(tiny_bundles / "cloud", "cloud"), "fp8", "cpu")
+
+
+def test_an_older_gpu_is_told_what_fp8_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    with pytest.raises(ConfigError, match=r"NVIDIA A100 has 8\.0; use precision int8"):
+        check_device("fp8", "cuda:0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    check_device("fp8", "cuda:0")
+
+
+def test_fp8_refuses_layers_that_its_kernel_can_not_take() -> None:
+    check_shapes("fp8", "cuda:0", {"q_proj": (64, 32)})
+    with pytest.raises(ConfigError, match=r"multiples of 16, q_proj is 60 -> 32"):
+        check_shapes("fp8", "cuda:0", {"q_proj": (60, 32)})
