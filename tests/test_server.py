@@ -60,7 +60,7 @@ def test_settings_come_from_one_file_and_overrides(tmp_path: Path) -> None:
     assert (settings.bundle, settings.precision, settings.drain_s) == (Path("b"), "nf4", 1.0)
     assert (settings.listen, settings.tls_key) == ("127.0.0.1:0", Path("k.pem"))
     with pytest.raises(ConfigError, match="precision"):
-        load_config(ServerSettings, None, ["precision=fp8"])
+        load_config(ServerSettings, None, ["precision=fp4"])
     with pytest.raises(ConfigError, match="queue_limit is 0"):
         ServerSettings(queue_limit=0)
 

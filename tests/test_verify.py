@@ -161,8 +161,8 @@ def test_a_precision_that_is_none_is_refused() -> None:
     from splitvla_cloud.precision import parse_precisions
 
     assert parse_precisions("nf4, fp32") == ("fp32", "nf4")
-    with pytest.raises(ConfigError, match="fp8"):
-        parse_precisions("fp32,fp8")
+    with pytest.raises(ConfigError, match="fp4"):
+        parse_precisions("fp32,fp4")
 
 
 def _numbers(*values: float) -> Any:
