@@ -31,6 +31,7 @@ from splitvla_cloud.prompt import Prompt
 from splitvla_edge.calibrate.learn import learn, sealed
 from splitvla_edge.encoder import OnnxEncoder
 from splitvla_edge.images import to_square
+from splitvla_edge.robots.metaworld.tasks import TASKS
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.codec import decode, encode
 from splitvla_shared.codec.model import Reference
@@ -38,17 +39,6 @@ from splitvla_shared.codec.transform import Binding, TransformCodec
 from splitvla_shared.nouns import FloatArray, Image, Scheme
 from splitvla_shared.spec import Resize
 
-TASKS = {
-    "reach-red": "reach the red ball",
-    "reach-green": "reach the green ball",
-    "reach-blue": "reach the blue ball",
-    "button": "press the button down",
-    "drawer-open": "open the drawer",
-    "drawer-close": "close the drawer",
-    "faucet-left": "turn the faucet to the left",
-    "faucet-right": "turn the faucet to the right",
-    "push": "push the puck to the green goal",
-}
 _OTHERWISE = "pick up the object"
 Tokens = npt.NDArray[np.int64]
 
@@ -130,9 +120,10 @@ def read_clip(model: Model, path: Path, most: int) -> Clip:
             frames.append(square)
         if len(frames) == most:
             break
-    task = next((TASKS[name] for name in sorted(TASKS, key=len, reverse=True) if path.name.endswith(name)), _OTHERWISE)
+    named = next((TASKS[name] for name in sorted(TASKS, key=len, reverse=True) if path.name.endswith(name)), None)
+    instruction = named.instruction if named else _OTHERWISE
     embeddings = [model.embed(frame) for frame in frames]
-    return Clip(task, frames, embeddings, [model.tokens(task, each) for each in embeddings])
+    return Clip(instruction, frames, embeddings, [model.tokens(instruction, each) for each in embeddings])
 
 
 def judge(model: Model, clips: Sequence[Clip], found: Sequence[Sequence[FloatArray]]) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.checkpoint.language import llama_config
 from benchmarks.checkpoint.sizes import PRESETS as CHECKPOINTS
 from benchmarks.checkpoint.sizes import Sizes
 from benchmarks.checkpoint.weights import LOUDNESS, plan
@@ -46,16 +47,9 @@ def random_llama(sizes: Sizes, precision: Precision, device: str, seed: int) -> 
 
 
 def _empty(sizes: Sizes, dtype: torch.dtype, device: str) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=sizes.vocab_rows,
-        hidden_size=sizes.llm_dim,
-        intermediate_size=sizes.llm_mlp,
-        num_hidden_layers=sizes.llm_layers,
-        num_attention_heads=sizes.llm_heads,
-        num_key_value_heads=sizes.llm_heads,
-    )
+    config = llama_config(sizes)
     with torch.device(device):
         return LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
+from benchmarks.checkpoint.language import llama_config
 from benchmarks.checkpoint.sizes import Sizes
 from benchmarks.world.export import WEIGHTS, from_checkpoint
 from benchmarks.world.model import ACTION_DIMS, SIZES, Policy
@@ -23,16 +24,7 @@ Act = Callable[[Sequence[Image], Sequence[str]], ActionArray]
 
 def backbone(policy: Policy) -> LlamaForCausalLM:
     """The same weights in transformers' own Llama."""
-    sizes = policy.sizes
-    config = LlamaConfig(
-        vocab_size=sizes.vocab_rows,
-        hidden_size=sizes.llm_dim,
-        intermediate_size=sizes.llm_mlp,
-        num_hidden_layers=sizes.llm_layers,
-        num_attention_heads=sizes.llm_heads,
-        num_key_value_heads=sizes.llm_heads,
-    )
-    model = LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(llama_config(policy.sizes)).eval()
     model.load_state_dict(policy.language_model.state_dict())
     return model
 
