@@ -16,13 +16,15 @@ class Rung:
     """One entry of the ladder.
 
     wire_bytes: of one camera's payload, expected. agreement: expected share of action tokens that are those of the
-    best rung, None where nobody has measured it.
+    best rung, None where nobody has measured it. codec_rung: index into the codec tables' rungs where scheme is KLT;
+    wire_bytes is then a key frame's.
     """
 
     name: str
     scheme: Scheme
     wire_bytes: int
     agreement: float | None = None
+    codec_rung: int | None = None
 
 
 def plain_ladder(top: Scheme, shape: tuple[int, int]) -> tuple[Rung, ...]:
