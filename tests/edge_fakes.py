@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from splitvla_edge.calls import InferCall, Reply, ServerDescription, ServerStages
@@ -39,6 +41,10 @@ class FakeEncoder:
         self.images.append(image)
         return np.full((SPEC.patches, SPEC.embed_dim), image.mean(), np.float32)
 
+    def coefficients(self, image: Image) -> FloatArray:
+        """As with the identity for a basis and a mean of zero."""
+        return self.embed(image)
+
 
 class FakeLink:
     """Answers with `outcome` after `cost_s`; keeps every call and the deadline it was given."""
@@ -49,6 +55,7 @@ class FakeLink:
         self.outcome: Reply | SplitVLAError = Reply(0, tokens=(MIDDLE,) * 7, stages=ServerStages(1, 2, 3, 4, 20))
         self.calls: list[InferCall] = []
         self.deadlines: list[float] = []
+        self.address = "fake:1"
         self.closed = False
 
     def describe(self, timeout_s: float) -> ServerDescription:
@@ -60,7 +67,7 @@ class FakeLink:
         self.deadlines.append(deadline_s)
         if isinstance(self.outcome, SplitVLAError):
             raise self.outcome
-        return self.outcome
+        return dataclasses.replace(self.outcome, sequence=request.sequence, server=self.address)
 
     def close(self) -> None:
         self.closed = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import grpc
@@ -41,6 +41,8 @@ class FakeServer:
         self.answer = threading.Event()
         self.begun: list[FakePending] = []
         self.closed = False
+        self.when_begun: Callable[[], object] = lambda: None
+        self.when_asked: Callable[[], object] = lambda: None
 
     def describe(self, timeout_s: float) -> ServerDescription:
         self.described.release()
@@ -50,12 +52,14 @@ class FakeServer:
 
     def infer(self, request: InferCall, deadline_s: float) -> Reply:
         self.calls.append(request)
+        self.when_asked()
         if isinstance(self.outcome, LinkError):
             raise self.outcome
         return self.outcome
 
     def begin(self, request: InferCall, deadline_s: float) -> FakePending:
         self.begun.append(FakePending(self, request, deadline_s))
+        self.when_begun()
         return self.begun[-1]
 
     def close(self) -> None:
@@ -208,6 +212,39 @@ def test_a_hedge_that_fails_leaves_the_other_call_its_chance(hedging: Rig) -> No
     threading.Timer(0.05, hedging.a.answer.set).start()
     assert isinstance(hedging.infer(), Reply)
     assert hedging.counts() == (1, 1)
+
+
+DIFFERENCE = replace(CALL, key_frame=lambda: replace(CALL, sequence=8), held_by="a:1")
+KEY_FRAME_NEEDED = Reply(7, key_frame_needed=True, server="a:1")
+
+
+def test_a_difference_goes_only_to_the_server_that_holds_its_reference(rig: Rig) -> None:
+    rig.pool.infer(DIFFERENCE, 0.3)
+    rig.a.outcome = Unreachable("refused")
+    rig.infer()
+    rig.pool.infer(DIFFERENCE, 0.3)
+    assert [call.sequence for call in rig.a.calls] == [7, 7]
+    assert [call.sequence for call in rig.b.calls] == [8]
+
+
+def test_the_hedge_of_a_difference_is_a_key_frame(hedging: Rig) -> None:
+    hedging.b.answer.set()
+    hedging.pool.infer(DIFFERENCE, 0.3)
+    assert [server.begun[0].request.sequence for server in (hedging.a, hedging.b)] == [7, 8]
+
+
+def test_a_wish_for_a_key_frame_is_no_action_and_leaves_the_hedge_its_chance(hedging: Rig) -> None:
+    hedging.a.outcome = KEY_FRAME_NEEDED
+    hedging.b.when_begun, hedging.a.when_asked = hedging.a.answer.set, hedging.b.answer.set
+    assert hedging.pool.infer(DIFFERENCE, 1.0) is hedging.b.outcome
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_a_wish_for_a_key_frame_is_worth_more_than_an_error(hedging: Rig, first: str) -> None:
+    hedging.a.outcome, hedging.b.outcome = KEY_FRAME_NEEDED, ServerFault("broken")
+    early, late = (hedging.a, hedging.b) if first == "a" else (hedging.b, hedging.a)
+    hedging.b.when_begun, early.when_asked = early.answer.set, late.answer.set
+    assert hedging.pool.infer(DIFFERENCE, 1.0) is KEY_FRAME_NEEDED
 
 
 def test_closing_the_pool_closes_every_link(rig: Rig) -> None:

@@ -220,7 +220,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "too much state": ({"state": [0.0] * 65}, "INVALID_ARGUMENT", "65 values"),
     "too many drafts": ({"draft_tokens": [1] * 8}, "INVALID_ARGUMENT", "8 draft"),
     "a draft out of vocabulary": ({"draft_tokens": [4_000_000_000]}, "INVALID_ARGUMENT", "vocabulary"),
-    "a difference": ({"cameras": [_REFERENCE]}, "INVALID_ARGUMENT", "key frames"),
+    "a difference": ({"cameras": [_REFERENCE]}, "INVALID_ARGUMENT", "KLT_DELTA payload names"),
     "an empty payload": ({"cameras": [tensor(Scheme.F32, b"")]}, "INVALID_ARGUMENT", "0 bytes"),
     "another shape": ({"cameras": [_OTHER_SHAPE]}, "INVALID_ARGUMENT", "bytes"),
     "a flipped bit": ({"cameras": [tensor(Scheme.F32, _FLIPPED)]}, "INVALID_ARGUMENT", "CRC"),

@@ -24,6 +24,7 @@ from splitvla_cloud.service import InferenceService
 from splitvla_cloud.settings import ServerSettings, credentials, is_loopback, port_is_taken, split_address
 from splitvla_cloud.worker import GpuWorker
 from splitvla_shared.bundle import Bundle, open_bundle
+from splitvla_shared.codec.bundled import read_tables
 from splitvla_shared.errors import ConfigError, ServerFault
 from splitvla_shared.limits import max_message_bytes
 from splitvla_shared.transport import server_options
@@ -88,7 +89,7 @@ class CloudServer:
         self._settings = settings = settings.resolved(bundle)
         prompt = Prompt.load(bundle.path, bundle.spec)
         self._worker = GpuWorker(lambda: load(bundle, settings), settings.queue_limit)
-        self._service = InferenceService(bundle.spec, prompt, self._worker, settings.numerics)
+        self._service = InferenceService(bundle.spec, prompt, self._worker, settings.numerics, read_tables(bundle))
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
         self._watching: asyncio.Task[None] | None = None

@@ -8,19 +8,21 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import grpc
 
 from splitvla_cloud.engine.interface import Frame
+from splitvla_cloud.payloads import PayloadDecoder
 from splitvla_cloud.prompt import Prompt
-from splitvla_cloud.validation import check_request, decode_payload
+from splitvla_cloud.references import ReferenceStore
+from splitvla_cloud.validation import check_request
 from splitvla_cloud.worker import GpuWorker, Served
 from splitvla_shared import __version__
 from splitvla_shared.actions import action_ids
-from splitvla_shared.codec import SCHEMES
-from splitvla_shared.errors import Overloaded, SplitVLAError, status_for_error
+from splitvla_shared.codec.tables import CodecTables
+from splitvla_shared.errors import KeyFrameNeeded, Overloaded, SplitVLAError, status_for_error
 from splitvla_shared.limits import MAX_INSTRUCTION_CHARS
 from splitvla_shared.messages import spec_to_message
 from splitvla_shared.spec import ModelSpec
@@ -32,18 +34,28 @@ logger = logging.getLogger("splitvla.cloud")
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What was answered so far. clipped: tokens that are no action token, which the robot's side clips."""
+    """What was answered so far. clipped: tokens that are no action token, which the robot's side clips.
+
+    key_frames: frames that had no action, because they were differences from one that was not here.
+    """
 
     frames: int = 0
     tokens: int = 0
     clipped: int = 0
+    key_frames: int = 0
 
     def plus(self, ids: Sequence[int], allowed: range) -> Answered:
         clipped = sum(number not in allowed for number in ids)
-        return Answered(self.frames + 1, self.tokens + len(ids), self.clipped + clipped)
+        return Answered(self.frames + 1, self.tokens + len(ids), self.clipped + clipped, self.key_frames)
+
+    def plus_key_frame(self) -> Answered:
+        return replace(self, key_frames=self.key_frames + 1)
 
     def __str__(self) -> str:
-        return f"answered {self.frames} frames; {self.clipped} of {self.tokens} tokens were no action tokens"
+        return (
+            f"answered {self.frames} frames; {self.clipped} of {self.tokens} tokens were no action tokens; "
+            f"{self.key_frames} key frames asked for"
+        )
 
 
 _DECODE_THREADS = 2
@@ -64,6 +76,7 @@ class InferenceService(InferenceServicer):
         prompt: Prompt,
         worker: GpuWorker,
         precision: str,
+        tables: CodecTables | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spec = spec
@@ -72,6 +85,7 @@ class InferenceService(InferenceServicer):
         self._precision = precision
         self._clock = clock
         self._pool = ThreadPoolExecutor(_DECODE_THREADS, thread_name_prefix="decode")
+        self._payloads = PayloadDecoder(spec, tables, ReferenceStore())
         self._decoding = 0
         self._action_ids = action_ids(spec.action_vocab_size, spec.action_bins)
         self.answered = Answered()
@@ -81,7 +95,7 @@ class InferenceService(InferenceServicer):
         """What is served; answers while the model is still loading."""
         return pb.DescribeReply(
             spec=spec_to_message(self._spec),
-            schemes=[scheme.name for scheme in SCHEMES],
+            schemes=[scheme.name for scheme in self._payloads.schemes],
             precision=self._precision,
             server_version=__version__,
             max_instruction_chars=MAX_INSTRUCTION_CHARS,
@@ -106,7 +120,10 @@ class InferenceService(InferenceServicer):
         spec = self._spec
         check_request(request, spec, self._worker.vocab_size)
         prompt_ids = self._prompt.ids(request.instruction)
-        patches = await self._decode(request)
+        try:
+            patches = await self._decode(request)
+        except KeyFrameNeeded as error:
+            return self._ask_for_key_frame(request, error, (self._clock() - arrived) * 1000)
         decoded = self._clock()
         count = spec.chunk_length * request.action_dims
         draft = tuple(request.draft_tokens)
@@ -120,7 +137,7 @@ class InferenceService(InferenceServicer):
         self._decoding += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._pool, decode_payload, request, self._spec)
+            return await loop.run_in_executor(self._pool, self._payloads.decode, request)
         finally:
             self._decoding -= 1
 
@@ -140,6 +157,18 @@ class InferenceService(InferenceServicer):
             load=self._load(),
             draining=self.draining,
             accepted_draft_tokens=tokens.accepted_draft_tokens,
+        )
+
+    def _ask_for_key_frame(self, request: pb.InferRequest, error: KeyFrameNeeded, spent_ms: float) -> pb.InferReply:
+        """No action and no fault: the robot sends the frame again, whole."""
+        self.answered = self.answered.plus_key_frame()
+        logger.info("session %016x robot %r: %s", request.session, request.robot, error)
+        return pb.InferReply(
+            sequence=request.sequence,
+            stages=pb.StageDurations(decode_payload_ms=spent_ms, total_ms=spent_ms),
+            load=self._load(),
+            draining=self.draining,
+            key_frame_needed=True,
         )
 
     def _load(self) -> pb.ServerLoad:

@@ -6,11 +6,8 @@ import math
 
 import numpy as np
 
-from splitvla_shared import codec
 from splitvla_shared.errors import RequestRejected, SpecMismatch
 from splitvla_shared.limits import MAX_ROBOT_NAME_CHARS, MAX_STATE_DIMS, check_instruction
-from splitvla_shared.messages import tensor_from_message
-from splitvla_shared.nouns import FloatArray
 from splitvla_shared.spec import ModelSpec
 from splitvla_shared.wire import inference_pb2 as pb
 
@@ -31,19 +28,12 @@ def check_request(request: pb.InferRequest, spec: ModelSpec, vocab_size: int) ->
     if not 1 <= len(request.cameras) <= spec.max_cameras:
         raise RequestRejected(f"{len(request.cameras)} cameras; {spec.name} takes 1..{spec.max_cameras}")
     for camera in request.cameras:
-        if camera.HasField("reference_sequence"):
+        if camera.HasField("reference_sequence") != (camera.tensor.scheme == pb.KLT_DELTA):
             # A difference decoded as if it were the whole would be a wrong action, not an error.
-            raise RequestRejected("payloads coded against an earlier frame are not supported; send key frames")
+            raise RequestRejected("a KLT_DELTA payload names the frame it builds on, and no other scheme does")
     if not 1 <= request.action_dims <= spec.max_action_dims:
         raise RequestRejected(f"action_dims is {request.action_dims}; {spec.name} takes 1..{spec.max_action_dims}")
     _check_draft(request.draft_tokens, spec.chunk_length * request.action_dims, vocab_size)
-
-
-def decode_payload(request: pb.InferRequest, spec: ModelSpec) -> FloatArray:
-    """All cameras' patches, float32 (cameras * patches, embed_dim), in the request's order. Raises CodecError."""
-    shape = (spec.patches, spec.embed_dim)
-    decoded = [codec.decode(tensor_from_message(camera.tensor, shape)) for camera in request.cameras]
-    return decoded[0] if len(decoded) == 1 else np.concatenate(decoded)
 
 
 def _check_robot(name: str) -> None:

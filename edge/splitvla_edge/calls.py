@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from splitvla_shared.nouns import EncodedTensor, FloatArray, Scheme
@@ -10,15 +11,23 @@ from splitvla_shared.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class CameraPayload:
-    """One camera's encoded (patches, embed_dim) tensor; `camera` is a name for people."""
+    """One camera's encoded (patches, embed_dim) tensor; `camera` is a name for people.
+
+    reference_sequence: of the frame that this is a difference from; None where it stands alone.
+    """
 
     camera: str
     tensor: EncodedTensor
+    reference_sequence: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class InferCall:
-    """One observation as it is sent. `chunk_length` does not travel: it is what the reply is checked against."""
+    """One observation as it is sent. What does not travel:
+
+    chunk_length: what the reply is checked against. key_frame: makes the same observation anew, under a sequence of its
+    own, without differences; None where there are none. held_by: address of the server that holds their references.
+    """
 
     fingerprint: str
     session: int
@@ -30,6 +39,12 @@ class InferCall:
     chunk_length: int = 1
     state: FloatArray | None = None
     draft_tokens: tuple[int, ...] = ()
+    key_frame: Callable[[], InferCall] | None = None
+    held_by: str = ""
+
+    def fit_for(self, server: str) -> InferCall:
+        """The call itself, or as key frames where it is differences from what another server holds."""
+        return self if self.key_frame is None or server == self.held_by else self.key_frame()
 
     @property
     def wire_bytes(self) -> int:
@@ -64,7 +79,10 @@ class ServerLoad:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Checked: chunk_length * action_dims `tokens`, or a finite float32 `chunk` (chunk_length, action_dims)."""
+    """Checked: chunk_length * action_dims `tokens`, or a finite float32 `chunk` (chunk_length, action_dims).
+
+    key_frame_needed: neither; the server lacks the frame that the payload is a difference from. server: its address.
+    """
 
     sequence: int
     tokens: tuple[int, ...] = ()
@@ -74,6 +92,7 @@ class Reply:
     draining: bool = False
     key_frame_needed: bool = False
     accepted_draft_tokens: int = 0
+    server: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -251,7 +251,7 @@ def _policy(patient: Patient) -> EdgePolicy:
     if not patient.same_model:
         raise Skip("needs the same model on both sides")
     key = patient.settings.unnorm_key or _any_key(bundle)
-    policy = EdgePolicy(read_edge_model(bundle, key), encoder, link, robot="doctor", scheme=patient.settings.scheme)
+    policy = EdgePolicy(read_edge_model(bundle, key), encoder, link, robot="doctor", scheme=patient.settings.scheme)  # type: ignore[arg-type]
     policy.handshake(_CONNECT_S)
     return policy
 

@@ -101,7 +101,7 @@ class GrpcLink:
             message = self._call(self._stub.Infer, _write_request(request), deadline_s)
         except grpc.RpcError as error:
             raise self._infer_failure(error, request, deadline_s) from error
-        return _read_reply(message, request)
+        return _read_reply(message, request, self.address)
 
     def begin(self, request: InferCall, deadline_s: float) -> PendingCall:
         """Send one observation and do not wait: `reply` of what is returned does, and `cancel` gives it up."""
@@ -109,7 +109,7 @@ class GrpcLink:
             future = self._stub.Infer.future(_write_request(request), timeout=deadline_s)
         except ValueError as error:
             raise Unreachable(f"the link to {self.address} is closed") from error
-        return PendingCall(future, request, lambda error: self._infer_failure(error, request, deadline_s))
+        return PendingCall(future, request, self.address, lambda error: self._infer_failure(error, request, deadline_s))
 
     def close(self) -> None:
         """Close the channel; a call in flight ends with Unreachable. May be called twice."""
@@ -149,8 +149,10 @@ class GrpcLink:
 class PendingCall:
     """A call that was begun. Thread-safe, as grpc's futures are."""
 
-    def __init__(self, future: Any, request: InferCall, failure: Callable[[grpc.RpcError], LinkError]) -> None:
-        self._future, self._request, self._failure = future, request, failure
+    def __init__(
+        self, future: Any, request: InferCall, address: str, failure: Callable[[grpc.RpcError], LinkError]
+    ) -> None:
+        self._future, self._request, self._address, self._failure = future, request, address, failure
 
     def reply(self) -> Reply:
         """Wait for the answer. Raises what `infer` raises; Superseded when the call was cancelled."""
@@ -162,7 +164,7 @@ class PendingCall:
             ) from error
         except grpc.RpcError as error:
             raise self._failure(error) from error
-        return _read_reply(message, self._request)
+        return _read_reply(message, self._request, self._address)
 
     def cancel(self) -> None:
         """Does nothing to a call that has ended."""
@@ -193,7 +195,11 @@ def _write_request(request: InferCall) -> pb.InferRequest:
         robot=request.robot,
         instruction=request.instruction,
         cameras=[
-            pb.CameraEmbedding(camera=camera.camera, tensor=tensor_to_message(camera.tensor))
+            pb.CameraEmbedding(
+                camera=camera.camera,
+                tensor=tensor_to_message(camera.tensor),
+                reference_sequence=camera.reference_sequence,
+            )
             for camera in request.cameras
         ],
         state=() if request.state is None else request.state.tolist(),
@@ -202,12 +208,14 @@ def _write_request(request: InferCall) -> pb.InferRequest:
     )
 
 
-def _read_reply(message: pb.InferReply, request: InferCall) -> Reply:
+def _read_reply(message: pb.InferReply, request: InferCall, address: str) -> Reply:
     frame = f"frame {request.sequence}"
     if message.sequence != request.sequence:
         raise ServerFault(f"{frame}: the server answered for frame {message.sequence}; the reply is dropped")
     action = message.WhichOneof("action")
-    if action is None:
+    if message.key_frame_needed and (action is not None or request.key_frame is None):
+        raise ServerFault(f"{frame}: the server asks for a key frame beside an action, or in answer to one")
+    if action is None and not message.key_frame_needed:
         raise ServerFault(f"{frame}: the reply holds no action")
     tokens = _checked_tokens(message.tokens.ids, request) if action == "tokens" else ()
     chunk = _checked_chunk(message.chunk, request) if action == "chunk" else None
@@ -220,6 +228,7 @@ def _read_reply(message: pb.InferReply, request: InferCall) -> Reply:
         draining=message.draining,
         key_frame_needed=message.key_frame_needed,
         accepted_draft_tokens=message.accepted_draft_tokens,
+        server=address,
     )
 
 

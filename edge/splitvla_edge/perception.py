@@ -31,6 +31,7 @@ from splitvla_shared.errors import (
     ConfigError,
     DeadlineMissed,
     EarlyStop,
+    KeyFrameNeeded,
     LinkError,
     ObservationError,
     Overloaded,
@@ -58,6 +59,7 @@ OUTCOMES: tuple[tuple[type[SplitVLAError], Outcome], ...] = (
     (Unreachable, Outcome.UNREACHABLE),
     (Overloaded, Outcome.OVERLOADED),
     (Superseded, Outcome.SUPERSEDED),
+    (KeyFrameNeeded, Outcome.SUPERSEDED),  # by the next frame, which is sent whole: nobody's fault
     (RequestRejected, Outcome.REJECTED),
     (ObservationError, Outcome.REJECTED),
     (EarlyStop, Outcome.EARLY_STOP),

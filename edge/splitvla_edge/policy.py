@@ -12,12 +12,14 @@ from typing import Protocol
 
 import numpy as np
 
-from splitvla_edge.calls import CameraPayload, InferCall, Reply, ServerDescription
+from splitvla_edge.calls import InferCall, Reply, ServerDescription
 from splitvla_edge.encoder import OnnxEncoder
+from splitvla_edge.exchange import Answer, Deadline, exchange
 from splitvla_edge.image_pipelines import build_pipeline
 from splitvla_edge.images import check_image
 from splitvla_edge.link import GrpcLink, check_addresses
 from splitvla_edge.model import EdgeModel, check_accepted, check_same_model, read_edge_model
+from splitvla_edge.payloads import FrameId, PayloadCoder, differs
 from splitvla_edge.probe import probed
 from splitvla_edge.providers import AUTO, Selection
 from splitvla_edge.security import Security
@@ -25,12 +27,12 @@ from splitvla_edge.servers import ServerPool
 from splitvla_edge.transforms import find_transform
 from splitvla_shared.actions import Detokenized, detokenize
 from splitvla_shared.bundle import open_bundle
-from splitvla_shared.codec import encode
+from splitvla_shared.codec.tables import CodecTables
 from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import (
     BundleError,
+    CodecError,
     ConfigError,
-    DeadlineMissed,
     ObservationError,
     ServerFault,
     SpecMismatch,
@@ -57,8 +59,15 @@ class Encoder(Protocol):
     def embed(self, image: Image) -> FloatArray:
         """uint8 RGB (image_size, image_size, 3) to float32 (patches, embed_dim)."""
 
+    def coefficients(self, image: Image) -> FloatArray:
+        """The embedding less its channel mean, in the codec tables' basis: float32 (patches, columns)."""
+
 
 class Link(Protocol):
+    @property
+    def address(self) -> str:
+        """Of the server in use."""
+
     def describe(self, timeout_s: float) -> ServerDescription:
         """What the server serves; Unreachable when none answers in time."""
 
@@ -71,7 +80,8 @@ class Link(Protocol):
 class EdgePolicy:
     """The robot's half of the policy. Owned by one thread of the perception process.
 
-    Mutable state: sequence number and tokens of the last call, and what the server said in the last handshake.
+    Mutable state: sequence number and tokens of the last call, what the server said in the last handshake, and the
+    frames that servers hold.
     selection says what runs the encoder, where `open` opened it. rungs: what a frame may be sent with, best first.
     """
 
@@ -86,12 +96,15 @@ class EdgePolicy:
         image_pipeline: str | None = None,
         camera_transform: str = "none",
         action_transform: str = "none",
+        tables: CodecTables | None = None,
+        rungs: tuple[Rung, ...] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Parts that are already open; `open` opens them. No network is touched before `handshake`.
 
         image_pipeline: hf, eval or eval-crop, None for the bundle's own. camera_transform: none or rotate180.
         action_transform: none, libero or simpler; what becomes of the un-normalised action.
+        tables: of the bundle's codec. rungs: the payload ladder, best first; None: `scheme` and the plain ones below.
         """
         if len(robot) > MAX_ROBOT_NAME_CHARS or not robot.isprintable():
             raise ConfigError(f"robot name {robot!r} must be printable and at most {MAX_ROBOT_NAME_CHARS} characters")
@@ -102,12 +115,13 @@ class EdgePolicy:
             )
         self._square, self._transform = _conventions(model, image_pipeline, camera_transform, action_transform)
         self.model = model
-        self.rungs = plain_ladder(scheme, (model.spec.patches, model.spec.embed_dim))
+        self.rungs = rungs or plain_ladder(scheme, (model.spec.patches, model.spec.embed_dim))
         self.server: ServerDescription | None = None
         self.selection: Selection | None = None
         self._encoder, self._link, self._robot, self._clock = encoder, link, robot, clock
         self._session = secrets.randbits(64)
         self._sequence = 0
+        self._payloads = PayloadCoder(tables)
         self._last_tokens: tuple[int, ...] = ()
 
     @classmethod
@@ -150,7 +164,7 @@ class EdgePolicy:
             onnx = probed(OnnxEncoder(opened, threads, variant=encoder, provider=provider), opened, encoder)
             policy = cls(
                 model,
-                onnx,
+                onnx,  # type: ignore[arg-type]
                 link,
                 robot=robot,
                 scheme=scheme,
@@ -213,6 +227,7 @@ class EdgePolicy:
         Raises Unreachable, SpecMismatch naming the fields that differ, ConfigError when the scheme is not accepted.
         """
         self.server, self._last_tokens = None, ()  # another server's tokens need not be in this one's vocabulary
+        self._payloads.forget()
         server = self._link.describe(timeout_s)
         check_same_model(self.model.spec, server.spec)
         check_accepted(self.rungs[0].scheme, server)
@@ -222,10 +237,14 @@ class EdgePolicy:
         return server
 
     def act(self, observation: Observation, *, deadline_s: float = 1.0, rung: Rung | None = None) -> ActionChunk:
-        """The action for an observation, or an error within `deadline_s` seconds of this call; nothing is retried.
+        """The action for an observation, or an error within `deadline_s` seconds of this call.
 
-        rung: one of `rungs`, for this call only: a fallback ladder changes it from frame to frame. None is the best.
-        Raises ObservationError, a LinkError (DeadlineMissed when late), CodecError, BundleError, ConfigError.
+        Nothing is retried, but for a frame that was sent as a difference from one which the server turns out not to
+        hold: while there is time, it is sent again, whole. rung: one of `rungs`, for this call only: a fallback ladder
+        changes it from frame to frame. None is the best. A frame that a codec rung can't carry, because it is unlike
+        all that were calibrated with, goes by the smallest plain rung.
+        Raises ObservationError, a LinkError (DeadlineMissed when late, KeyFrameNeeded when it was too late to send the
+        frame again), CodecError, BundleError, ConfigError.
         """
         started = self._clock()
         self._sequence += 1
@@ -236,14 +255,14 @@ class EdgePolicy:
 
         images = self._prepare(observation)
         prepared = self._clock()
-        embeddings = [self._encoder.embed(image) for image in images]
-        embedded = self._clock()
-        call = self._call(observation, embeddings, rung)
+        call, embedded = self._encoded(observation, images, rung)
         sent = self._clock()
 
-        reply = self._infer(call, deadline_s, sent - started)
+        answer = exchange(self._link, call, Deadline(started, deadline_s, self._clock), self._payloads.forget)
         answered = self._clock()
-        chunk = self._chunk(observation, call, reply)
+        reply = answer.reply
+        self._payloads.acknowledge(reply.server, reply.sequence)
+        chunk = self._chunk(observation, answer)
         self._last_tokens = reply.tokens
         finished = self._clock()
         server = reply.stages
@@ -282,38 +301,46 @@ class EdgePolicy:
             raise ObservationError(f"{len(observation.images)} camera images; this model takes 1..{spec.max_cameras}")
         return [self._square(check_image(image)) for image in observation.images]
 
-    def _call(self, observation: Observation, embeddings: list[FloatArray], rung: Rung) -> InferCall:
-        return InferCall(
+    def _encoded(self, observation: Observation, images: list[Image], rung: Rung) -> tuple[InferCall, float]:
+        """The call, and when the encoder was done."""
+        look = self._encoder.embed if rung.codec_rung is None else self._encoder.coefficients
+        cameras = [look(image) for image in images]
+        embedded = self._clock()
+        try:
+            return self._call(observation, cameras, rung, self._link.address), embedded
+        except CodecError:
+            plain = next((each for each in reversed(self.rungs) if each.codec_rung is None), None)
+            if rung.codec_rung is None or plain is None:
+                raise
+            return self._encoded(observation, images, plain)
+
+    def _call(self, observation: Observation, cameras: list[FloatArray], rung: Rung, server: str | None) -> InferCall:
+        """server: whose references the payloads may build on."""
+        payloads = self._payloads.encode(cameras, rung, FrameId(self._session, self._sequence), server)
+        call = InferCall(
             fingerprint=self.model.spec.fingerprint,
             session=self._session,
             sequence=self._sequence,
             robot=self._robot,
             instruction=observation.instruction,
-            cameras=tuple(
-                CameraPayload(f"camera{index}", encode(patches, rung.scheme))
-                for index, patches in enumerate(embeddings)
-            ),
+            cameras=payloads,
             action_dims=self.model.statistics.dims,
             chunk_length=self.model.spec.chunk_length,
             state=observation.state,
             # An action resembles the last one: a guess that the server verifies, and that never changes the answer.
             draft_tokens=self._last_tokens,
         )
+        if server is None or not differs(payloads):
+            return call
 
-    def _infer(self, call: InferCall, deadline_s: float, spent_s: float) -> Reply:
-        remaining_s = deadline_s - spent_s
-        if not remaining_s > 0:
-            raise DeadlineMissed(
-                f"frame {call.sequence}: not sent, encoding took {spent_s * 1e3:.0f} ms "
-                f"of a deadline of {deadline_s * 1e3:.0f} ms"
-            )
-        try:
-            return self._link.infer(call, remaining_s)
-        except DeadlineMissed as error:
-            raise DeadlineMissed(f"{call.miss(deadline_s)}, sent after {spent_s * 1e3:.0f} ms") from error
+        def whole() -> InferCall:
+            self._sequence += 1  # a sequence never names two payloads
+            return self._call(observation, cameras, rung, None)
 
-    def _chunk(self, observation: Observation, call: InferCall, reply: Reply) -> ActionChunk:
-        spec, statistics = self.model.spec, self.model.statistics
+        return dataclasses.replace(call, key_frame=whole, held_by=server)
+
+    def _chunk(self, observation: Observation, answer: Answer) -> ActionChunk:
+        spec, statistics, reply = self.model.spec, self.model.statistics, answer.reply
         if reply.chunk is None:
             detokenized = detokenize(reply.tokens, vocab_size=spec.action_vocab_size, bins=spec.action_bins)
         else:
@@ -321,14 +348,14 @@ class EdgePolicy:
         normalized = detokenized.normalized.reshape(spec.chunk_length, statistics.dims)
         actions = self._transform(statistics.unnormalize(normalized))
         if not np.isfinite(actions).all():  # statistics near the end of float64, or a head gone wild
-            raise ServerFault(f"frame {call.sequence}: the action is not finite with statistics {statistics.key!r}")
+            raise ServerFault(f"frame {reply.sequence}: the action is not finite with statistics {statistics.key!r}")
         return ActionChunk(
             first_step=observation.step,
             actions=actions,
             source=SOURCE,
             tokens=reply.tokens,
             clipped=detokenized.clipped,
-            wire_bytes=call.wire_bytes,
+            wire_bytes=answer.wire_bytes,
             hints=ServerHints(reply.load.queued, reply.load.busy, reply.draining),
         )
 

@@ -4,8 +4,8 @@ Rules of this file:
  - Calls stay with one server until it drains, fails, sheds load or holds another model; nothing balances load.
  - What a server that is not in use is worth is found out by `describe` on a thread of its own, one probe at a time:
    a frame of the robot is never the probe.
- - A hedge is the same call, with the same sequence, to a second server. The first valid answer wins; the other call is
-   cancelled. At most two calls are in flight.
+ - A hedge is the same call to a second server, or, where it is a difference from what the first one holds, the same
+   observation as a key frame. The first action wins; the other call is cancelled. At most two calls are in flight.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ class ServerPool:
             first = self._current
             second = self._spare(first) if self._hedge_after_s is not None else None
         if second is None or self._hedge_after_s is None or self._hedge_after_s >= deadline_s:
-            return self._answer(first, lambda: first.link.infer(request, deadline_s))
+            fitting = request.fit_for(first.link.address)
+            return self._answer(first, lambda: first.link.infer(fitting, deadline_s))
         return self._hedged(first, second, request, deadline_s, self._hedge_after_s)
 
     def close(self) -> None:
@@ -130,8 +131,10 @@ class ServerPool:
         except queue.Empty:
             calls.append(self._begin(second, request, deadline_s - after_s, ended))
             finished = ended.get()
-        if finished.exception() is not None and len(calls) == 2:
-            finished = ended.get()  # the other one may still answer
+        if len(calls) == 2 and not _has_action(finished):
+            other = ended.get()  # it may still answer
+            # That a key frame is needed is worth more than another server's error: the frame can be sent again.
+            finished = finished if other.exception() is not None and finished.exception() is None else other
         for pending in calls:
             pending.cancel()  # does nothing to a call that has ended
         return finished.result()
@@ -139,7 +142,7 @@ class ServerPool:
     def _begin(
         self, server: _Server, request: InferCall, deadline_s: float, ended: queue.SimpleQueue[Future[Reply]]
     ) -> Pending:
-        pending = server.link.begin(request, deadline_s)
+        pending = server.link.begin(request.fit_for(server.link.address), deadline_s)
         self._threads.submit(self._answer, server, pending.reply).add_done_callback(ended.put)
         return pending
 
@@ -203,3 +206,7 @@ class ServerPool:
 
     def _spare(self, first: _Server) -> _Server | None:
         return next((server for server in self._servers if server is not first and self._usable(server)), None)
+
+
+def _has_action(call: Future[Reply]) -> bool:
+    return call.exception() is None and not call.result().key_frame_needed
