@@ -31,6 +31,7 @@ from splitvla_shared.nouns import FloatArray, Scheme
 _EXCESS_SHARE = 4
 _BOUND = struct.Struct("<8sBBQQQ")
 _CRC_BYTES, _WORDS_BYTES, _CHECKSUM_BYTES = 4, 3, 4
+_LEAST_BYTES = 1 + _WORDS_BYTES + _CRC_BYTES
 _LOWEST_EXPONENT = rans.SEED_BITS
 
 
@@ -63,6 +64,10 @@ class TransformCodec:
         channel_mean = tables.mean.mean(axis=0, dtype=np.float64)
         means = (tables.mean - channel_mean) @ tables.analysis.astype(np.float64)
         self._patch_means = np.asarray(means, np.float32)
+        # A number is at most 12 bits of token and 20 plain ones, a row's level at most 12 bits; a lane's state 31 bits.
+        rows = tables.shape[0]
+        most_numbers = max(rows * (rung.grouping.columns + 1) for rung in tables.rungs)
+        self._most_bytes = 16 + 4 * most_numbers + 8 * max(rung.lanes for rung in tables.rungs)
         self._tag = bytes.fromhex(tables.sha256)[:8] if tables.sha256 else bytes(8)
 
     def encode(
@@ -103,8 +108,11 @@ class TransformCodec:
         """The rung of a payload that is whole and was made for this frame. Raises CodecError otherwise."""
         if (scheme is Scheme.KLT) != (reference_sequence is None):
             raise CodecError(f"a {scheme.name} payload {'with' if scheme is Scheme.KLT else 'without'} a reference")
-        if len(data) < 1 + _WORDS_BYTES + _CRC_BYTES:
-            raise CodecError(f"the payload has {len(data)} bytes, fewer than any {scheme.name} payload")
+        if not _LEAST_BYTES <= len(data) <= self._most_bytes:
+            raise CodecError(
+                f"the payload has {len(data)} bytes; a {scheme.name} payload of this model has "
+                f"{_LEAST_BYTES}..{self._most_bytes}"
+            )
         crc = int.from_bytes(data[-_CRC_BYTES:], "little")
         body = memoryview(data)[:-_CRC_BYTES]
         if zlib.crc32(body, self._bound(scheme, binding, reference_sequence or 0)) != crc:
