@@ -53,7 +53,7 @@ class RungModel:
     rung: RungTables
     columns: int
     gains: Int32
-    kinds: npt.NDArray[np.intp]
+    places: npt.NDArray[np.uint8]  # where a group's kind begins among the rung's reference offsets
     caps: npt.NDArray[np.int16]
     starts: npt.NDArray[np.int16]
     weights: tuple[FloatArray, FloatArray]  # of key and of predicted frames, (columns,)
@@ -74,7 +74,7 @@ class RungModel:
             rung,
             grouping.columns,
             rung.gains.astype(np.int32),
-            kinds,
+            (kinds * REFERENCE_LEVELS).astype(np.uint8),
             caps[kinds] - np.int16(1),
             starts[kinds],
             (weights[0], weights[1]),
@@ -102,9 +102,9 @@ class RungModel:
 
     def reference_offsets(self, numbers: Int32) -> npt.NDArray[np.int16]:
         """int16 (rows, groups): what the magnitude of the reference adds to a token's scale."""
-        seen = self.rung.grouping.largest(np.minimum(np.abs(numbers), REFERENCE_LEVELS - 1))
+        seen = self.rung.grouping.largest(np.minimum(np.abs(numbers), REFERENCE_LEVELS - 1).astype(np.uint8))
         flat = self.rung.reference_offsets.astype(np.int16).reshape(-1)
-        return np.asarray(flat[seen + self.kinds * REFERENCE_LEVELS])
+        return np.asarray(flat.take(seen + self.places))
 
 
 def expected_magnitude(scales: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -120,5 +120,8 @@ def settled(scaled: FloatArray, nearest: FloatArray, prediction: FloatArray) -> 
 
 def predicted_numbers(numbers: Int32, gains: Int32) -> Int32:
     """numbers * gain / 2^8, rounded to nearest, halves away from zero: whole numbers throughout."""
-    sizes = np.abs(numbers) * gains + (1 << GAIN_BITS - 1) >> GAIN_BITS
-    return np.where(numbers < 0, -sizes, sizes)
+    products = numbers * gains
+    products += products >> 31  # one less below zero, where a half is rounded down
+    products += 1 << GAIN_BITS - 1
+    products >>= GAIN_BITS
+    return products

@@ -28,6 +28,11 @@ LOWEST = 1 << SEED_BITS
 WORD_BITS = 16
 _COUNT_BITS, _TOKEN_BITS = 13, 7
 MAX_TOKENS = 1 << _TOKEN_BITS
+# As arrays: numpy converts a scalar anew in each of the hundreds of steps of a frame, which takes as long as the step.
+_LOWEST, _WORD_BITS, _PRECISION, _SLOTS, _COUNT_SHIFT, _COUNTS = (
+    np.array(value, np.uint32)
+    for value in (LOWEST, WORD_BITS, PRECISION, TOTAL - 1, _COUNT_BITS, (1 << _COUNT_BITS) - 1)
+)
 
 UInt32 = npt.NDArray[np.uint32]
 Ints = npt.NDArray[Any]
@@ -94,9 +99,12 @@ def _push(
     state: UInt32, counts: UInt32, starts: UInt32, limits: UInt32, rest: UInt32, words: list[npt.NDArray[np.uint16]]
 ) -> None:
     """One step of the lanes in `state`: state = state div count * 2^12 + state mod count + start."""
-    full = state >= limits
-    words.append(state[full].astype(np.uint16))
-    np.right_shift(state, np.uint32(WORD_BITS), out=state, where=full)
+    (full,) = (state >= limits).nonzero()
+    if len(full):
+        large = state[full]
+        words.append(large.astype(np.uint16))
+        large >>= _WORD_BITS
+        state[full] = large
     quotient = state // counts
     quotient *= rest
     quotient += starts
@@ -120,17 +128,19 @@ class Decoder:
     def take(self, contexts: Ints) -> npt.NDArray[np.uint8]:
         """The tokens of one pass, in the contexts given."""
         lanes, lookup = len(self._state), self._tables.lookup
-        base = contexts.astype(np.int32) << np.int32(PRECISION)
+        base = contexts.astype(np.intp) << PRECISION
         found = np.empty(len(base), np.uint32)
         for first in range(0, len(base), lanes):
             entry = found[first : first + lanes]
             state = self._state[: len(entry)]
-            slot = (state & np.uint32(TOTAL - 1)).astype(np.int32)
-            slot += base[first : first + lanes]
+            slot = base[first : first + lanes]  # which nobody needs afterwards
+            slot += state & _SLOTS
             lookup.take(slot, out=entry, mode="clip")
-            state >>= np.uint32(PRECISION)
-            state *= entry & np.uint32((1 << _COUNT_BITS) - 1)
-            state += entry >> np.uint32(_COUNT_BITS) & np.uint32(TOTAL - 1)
+            state >>= _PRECISION
+            state *= entry & _COUNTS
+            offset = entry >> _COUNT_SHIFT
+            offset &= _SLOTS
+            state += offset
             self._refill(state)
         return (found >> np.uint32(25)).astype(np.uint8)
 
@@ -141,10 +151,13 @@ class Decoder:
         return self._state & np.uint32(LOWEST - 1)
 
     def _refill(self, state: UInt32) -> None:
-        (empty,) = np.nonzero(state < np.uint32(LOWEST))
+        (empty,) = (state < _LOWEST).nonzero()
         if not len(empty):
             return
         if self._next + len(empty) > self._count:
             raise CodecError(f"the payload's tokens need more than its {self._count} words; damaged on the way")
-        state[empty] = state[empty] << np.uint32(WORD_BITS) | self._words[self._next : self._next + len(empty)]
+        small = state[empty]
+        small <<= _WORD_BITS
+        small |= self._words[self._next : self._next + len(empty)]
+        state[empty] = small
         self._next += len(empty)

@@ -53,12 +53,14 @@ class Grouping:
 
     def largest(self, values: Ints) -> Ints:
         """(rows, columns) to (rows, groups): the largest of each group."""
-        rows, pairs_end = len(values), self.singles + 2 * self.pairs
+        pairs_end = self.singles + 2 * self.pairs
+        pairs, quads = values[:, self.singles : pairs_end], values[:, pairs_end:]
+        halves = np.maximum(quads[:, 0::2], quads[:, 1::2])
         return np.concatenate(
             (
                 values[:, : self.singles],
-                values[:, self.singles : pairs_end].reshape(rows, self.pairs, 2).max(axis=2),
-                values[:, pairs_end:].reshape(rows, self.quads, 4).max(axis=2),
+                np.maximum(pairs[:, 0::2], pairs[:, 1::2]),
+                np.maximum(halves[:, 0::2], halves[:, 1::2]),
             ),
             axis=1,
         )
@@ -96,13 +98,14 @@ def tokenize(numbers: Int32, grouping: Grouping) -> Tokens:
         ),
         axis=1,
     )
-    pair_excess = pairs[pair_parts == PAIR_CAP] - PAIR_CAP
-    excess = np.concatenate((pair_excess, quads[quad_parts == QUAD_CAP] - QUAD_CAP))
+    pair_excess, quad_excess = _above(pairs, PAIR_CAP), _above(quads, QUAD_CAP)
+    excess = np.concatenate((pair_excess, quad_excess))
     excess_tokens, excess_widths = _split(excess)
     values = np.concatenate((singles.reshape(-1), excess))
     widths = np.concatenate((single_widths.reshape(-1), excess_widths))
-    wide = widths > 0
-    signs = (numbers[numbers != 0] < 0).astype(np.uint8)
+    (wide,) = np.nonzero(widths)
+    flat = numbers.reshape(-1)
+    signs = (flat[np.flatnonzero(flat != 0)] < 0).view(np.uint8)
     return Tokens(first, excess_tokens, len(pair_excess), np.concatenate((signs, spread(values[wide], widths[wide]))))
 
 
@@ -115,11 +118,12 @@ class Detokenizer:
         pairs_start, quads_start = grouping.singles, grouping.singles + grouping.pairs
         rows = len(first)
         self._single_tokens = first[:, :pairs_start]
-        self._pairs = PAIR_PARTS[first[:, pairs_start:quads_start]].reshape(rows, -1)
-        self._quads = QUAD_PARTS[first[:, quads_start:]].reshape(rows, -1)
-        self._long_pairs, self._long_quads = self._pairs == PAIR_CAP, self._quads == QUAD_CAP
-        self.pair_excesses = int(np.count_nonzero(self._long_pairs))
-        self.excesses = self.pair_excesses + int(np.count_nonzero(self._long_quads))
+        self._pairs = PAIR_PARTS.take(first[:, pairs_start:quads_start], axis=0).reshape(rows, -1)
+        self._quads = QUAD_PARTS.take(first[:, quads_start:], axis=0).reshape(rows, -1)
+        self._long_pairs = np.flatnonzero(self._pairs == PAIR_CAP)
+        self._long_quads = np.flatnonzero(self._quads == QUAD_CAP)
+        self.pair_excesses = len(self._long_pairs)
+        self.excesses = self.pair_excesses + len(self._long_quads)
 
     def bits_needed(self, excess: Ints) -> int:
         """How many bits complete the numbers, known before any is read. excess: the tokens, `excesses` of them."""
@@ -133,21 +137,29 @@ class Detokenizer:
 
     def numbers(self, bits: Bits) -> Int32:
         """int32 (rows, columns). bits: exactly as many as `bits_needed` said."""
-        low = gather(bits[self._signs :], self._widths).astype(np.int32)
-        count = self._singles.size
-        singles = self._singles + low[:count].reshape(self._singles.shape)
-        over = self._over + low[count:]
-        self._pairs[self._long_pairs] += over[: self.pair_excesses]
-        self._quads[self._long_quads] += over[self.pair_excesses :]
+        values = np.concatenate((self._singles.reshape(-1), self._over))
+        (wide,) = np.nonzero(self._widths)
+        values[wide] += gather(bits[self._signs :], self._widths[wide]).astype(np.int32)
+        singles = values[: self._singles.size].reshape(self._singles.shape)
+        over = values[self._singles.size :]
+        self._pairs.reshape(-1)[self._long_pairs] += over[: self.pair_excesses]
+        self._quads.reshape(-1)[self._long_quads] += over[self.pair_excesses :]
         numbers = np.concatenate((singles, self._pairs, self._quads), axis=1)
-        nonzero = numbers != 0
-        numbers[nonzero] *= 1 - 2 * bits[: self._signs].astype(np.int32)
+        flat = numbers.reshape(-1)
+        negative = np.flatnonzero(flat != 0)[bits[: self._signs].view(np.bool_)]
+        flat[negative] = -flat[negative]
         return numbers
 
 
 def _cut(sizes: Ints, grouping: Grouping) -> tuple[Ints, Ints, Ints]:
     pairs_end = grouping.singles + 2 * grouping.pairs
     return sizes[:, : grouping.singles], sizes[:, grouping.singles : pairs_end], sizes[:, pairs_end:]
+
+
+def _above(sizes: Ints, cap: int) -> Ints:
+    """What sizes of at least `cap` have above it, in row order."""
+    flat = sizes.reshape(-1)
+    return flat[np.flatnonzero(flat >= cap)] - cap
 
 
 def _joint(parts: Ints, weights: Ints) -> Ints:
@@ -170,16 +182,18 @@ def _token_tables() -> tuple[Int32, Int32]:
 
 
 SINGLE_BASES, SINGLE_WIDTHS = _token_tables()
+# The token of every magnitude: one look instead of a search, of which the small magnitudes stay in a core's cache.
+_TOKENS = np.repeat(np.arange(SINGLE_TOKENS, dtype=np.uint8), np.diff(SINGLE_BASES, append=MAX_MAGNITUDE + 1))
 
 
 def _split(sizes: Ints) -> tuple[Ints, Ints]:
     """Tokens and the number of plain bits of magnitudes; the plain bits are the lowest of the magnitude itself."""
     if not sizes.size or int(sizes.max()) < _DIRECT:
         return sizes.astype(np.int16), np.zeros(sizes.shape, np.int16)
-    tokens = (np.searchsorted(SINGLE_BASES, sizes, side="right") - 1).astype(np.int16)
-    return tokens, SINGLE_WIDTHS[tokens]
+    tokens = _TOKENS.take(sizes)
+    return tokens.astype(np.int16), SINGLE_WIDTHS.take(tokens)
 
 
 def _join(tokens: Ints) -> tuple[Int32, Int32]:
     """The smallest magnitudes that tokens mean, and the number of plain bits that complete them."""
-    return SINGLE_BASES[tokens], SINGLE_WIDTHS[tokens]
+    return SINGLE_BASES.take(tokens), SINGLE_WIDTHS.take(tokens)
