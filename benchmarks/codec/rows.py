@@ -19,6 +19,7 @@ from splitvla_shared.codec.model import Reference
 from splitvla_shared.codec.transform import Binding, TransformCodec
 from splitvla_shared.nouns import FloatArray, Image, Scheme
 
+PICTURES = (("JPEG", 75), ("JPEG", 90), ("JPEG", 95), ("WebP", 75), ("WebP", 90))
 HEADER = (
     "setting",
     "bytes p50",
@@ -77,46 +78,70 @@ def plain(model: Model, clips: Sequence[Clip]) -> Iterator[Row]:
         yield Row(scheme.name.lower(), [len(e.data) for s in coded for e in s], *judge(model, clips, found))
 
 
-def rungs(model: Model, clips: Sequence[Clip], codec: TransformCodec, label: str, *, chain: bool) -> Iterator[Row]:
-    """chain: each frame against the one before, as an undisturbed link gives; otherwise all are key frames."""
-    tables = codec.tables
+@dataclass(frozen=True, slots=True, eq=False)
+class Coded:
+    """What one rung made of some clips. found: the embeddings that arrive, clip by clip."""
+
+    name: str
+    sizes: list[int]
+    found: list[list[FloatArray]]
+    encode_ms: float
+    decode_ms: float
+    sqnr_db: float
+
+
+def coded(
+    codec: TransformCodec, index: int, clips: Sequence[Sequence[FloatArray]], label: str, *, chain: bool
+) -> Coded:
+    """clips: embeddings. chain: each frame against the one before, as an undisturbed link gives; otherwise all keys.
+
+    A chain's first frame is a key frame, which stands in its own row.
+    """
+    tables, rung = codec.tables, codec.tables.rungs[index]
     channel_mean = tables.mean.mean(axis=0, dtype=np.float64).astype(np.float32)
-    for index, rung in enumerate(tables.rungs):
-        sizes, found, encode_s, decode_s = [], [], [], []
-        noise = signal = 0.0
-        for clip in clips:
-            reference: Reference | None = None
-            series: list[FloatArray] = []
-            for sequence, patches in enumerate(clip.embeddings, 1):
-                values = np.asarray((patches - channel_mean) @ tables.analysis)
-                binding, began = Binding(0, sequence), time.thread_time()
-                coded = codec.encode(values, index, binding, reference)
-                sent = time.thread_time()
-                got = codec.decode(coded.data, coded.scheme, binding, reference, coded.reference_sequence)
-                decode_s.append(time.thread_time() - sent)
-                encode_s.append(sent - began)
-                series.append(codec.reconstruct(got))
-                noise += float(np.square(series[-1] - patches).sum())
-                signal += float(np.square(patches - tables.mean).sum())
-                if not (chain and sequence == 1):  # a chain's first frame is a key frame, which stands in its own row
-                    sizes.append(len(coded.data))
-                reference = got if chain else None
-            found.append(series)
-        yield Row(
-            f"{label} {rung.name} ({rung.grouping.columns} columns)",
-            sizes,
-            *judge(model, clips, found),
-            float(np.median(encode_s)) * 1e3,
-            float(np.median(decode_s)) * 1e3,
-            10 * float(np.log10(signal / noise)),
-        )
+    sizes, found, encode_s, decode_s = list[int](), list[list[FloatArray]](), list[float](), list[float]()
+    noise = signal = 0.0
+    for clip in clips:
+        reference: Reference | None = None
+        series: list[FloatArray] = []
+        for sequence, patches in enumerate(clip, 1):
+            values = np.asarray((patches - channel_mean) @ tables.analysis)
+            binding, began = Binding(0, sequence), time.thread_time()
+            sent = codec.encode(values, index, binding, reference)
+            between = time.thread_time()
+            got = codec.decode(sent.data, sent.scheme, binding, reference, sent.reference_sequence)
+            decode_s.append(time.thread_time() - between)
+            encode_s.append(between - began)
+            series.append(codec.reconstruct(got))
+            noise += float(np.square(series[-1] - patches).sum())
+            signal += float(np.square(patches - tables.mean).sum())
+            if not (chain and sequence == 1):
+                sizes.append(len(sent.data))
+            reference = got if chain else None
+        found.append(series)
+    return Coded(
+        f"{label} {rung.name} ({rung.grouping.columns} columns)",
+        sizes,
+        found,
+        float(np.median(encode_s)) * 1e3,
+        float(np.median(decode_s)) * 1e3,
+        10 * float(np.log10(signal / noise)),
+    )
+
+
+def rungs(model: Model, clips: Sequence[Clip], codec: TransformCodec, label: str, *, chain: bool) -> Iterator[Row]:
+    """All rungs of the tables; see `coded`."""
+    for index in range(len(codec.tables.rungs)):
+        each = coded(codec, index, [clip.embeddings for clip in clips], label, chain=chain)
+        agreement, bin_error = judge(model, clips, each.found)
+        yield Row(each.name, each.sizes, agreement, bin_error, each.encode_ms, each.decode_ms, each.sqnr_db)
 
 
 def pictures(model: Model, clips: Sequence[Clip]) -> Iterator[Row]:
-    for kind, quality in (("JPEG", 75), ("JPEG", 90), ("JPEG", 95), ("WebP", 75), ("WebP", 90)):
-        saved = [[_saved(frame, kind, quality) for frame in clip.frames] for clip in clips]
-        found = [[model.embed(_opened(data)) for data in series] for series in saved]
-        sizes = [len(data) for series in saved for data in series]
+    for kind, quality in PICTURES:
+        files = [[saved(frame, kind, quality) for frame in clip.frames] for clip in clips]
+        found = [[model.embed(_opened(data)) for data in series] for series in files]
+        sizes = [len(data) for series in files for data in series]
         yield Row(f"{kind} q{quality}", sizes, *judge(model, clips, found))
 
 
@@ -134,7 +159,8 @@ def videos(model: Model, clips: Sequence[Clip]) -> Iterator[Row]:
         yield Row(f"H.264 crf {quality}", sizes, *judge(model, clips, found))
 
 
-def _saved(frame: Image, kind: str, quality: int) -> bytes:
+def saved(frame: Image, kind: str, quality: int) -> bytes:
+    """The file's bytes."""
     stream = io.BytesIO()
     PilImage.fromarray(frame).save(stream, kind, quality=quality)
     return stream.getvalue()
