@@ -80,7 +80,7 @@ def test_killing_the_simulator_is_a_hold_and_the_next_episode_begins(
         daemon.process.send_signal(signal.SIGTERM)
         code, _, err = daemon.finish()
     assert code == 0, err
-    assert "the simulator ended with -9; it is started again in 0.5 s" in err
+    assert "the simulator ended with -9; it is started again in 0.1 s" in err
     assert held.command[:6] == (0.0,) * 6, "zero delta"
     assert held.command[6] == before.command[6], "the gripper's target is kept"
     assert read_episodes(tmp_path / "run")[0].outcome is Outcome.LOST
