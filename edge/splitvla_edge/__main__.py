@@ -33,6 +33,7 @@ _RUN_OPTIONS = {
     "hedge_ms": "hedge_ms",
     "mode": "mode",
     "local_policy": "local.policy",
+    "record_distill": "recording.folder",
     "image_pipeline": "image_pipeline",
     "camera_transform": "camera_transform",
     "action_transform": "action_transform",
@@ -111,6 +112,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--mode", metavar="NAME", help="normal; shadow: decide and log only; forced-local: no server (normal)"
     )
     parser.add_argument("--local-policy", metavar="FILE", help="an ONNX policy for when the server is away (none)")
+    parser.add_argument("--record-distill", metavar="DIR", help="record answers to distil a local policy from (none)")
     parser.add_argument("--instruction")
     _add_model(parser)
     parser.add_argument("--control-hz", type=float, metavar="HZ", help="ticks a second (5)")

@@ -18,7 +18,7 @@ from splitvla_edge.channel import Channel
 from splitvla_edge.control import ControlLoop, Requests
 from splitvla_edge.fallback import FallbackSettings, Mode, State
 from splitvla_edge.fallback.machine import FallbackMachine
-from splitvla_edge.local.settings import LocalSettings
+from splitvla_edge.local.settings import LocalSettings, RecordingSettings
 from splitvla_edge.notices import Notices
 from splitvla_edge.perception import PerceptionSettings
 from splitvla_edge.record import STEPS_FILE, LineWriter, StepRecord, read_steps, summarise, write_run
@@ -76,6 +76,7 @@ class RunSettings:
     camera: CameraSettings = field(default_factory=CameraSettings)
     simulator: SimulatorSettings = field(default_factory=SimulatorSettings)
     local: LocalSettings = field(default_factory=LocalSettings)
+    recording: RecordingSettings = field(default_factory=RecordingSettings)
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.control_hz <= 1000:

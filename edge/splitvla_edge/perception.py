@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from splitvla_edge.channel import Channel, Contract, Exhausted, FrameSeen, Message
 from splitvla_edge.datagrams import ChannelClosed, ChannelError
 from splitvla_edge.fallback import Asked, Chunk, Hint, LocalChunk, Miss, Mode, Outcome, Ready, deadline_s
-from splitvla_edge.local.settings import LocalSettings
+from splitvla_edge.local.settings import LocalSettings, RecordingSettings
 from splitvla_edge.robots import open_camera
 from splitvla_edge.robots.base import Camera, Frame
 from splitvla_edge.robots.camera import CameraSettings
@@ -114,6 +114,7 @@ class PerceptionSettings:
     camera: CameraSettings = field(default_factory=CameraSettings)
     simulator: SimulatorSettings = field(default_factory=SimulatorSettings)
     local: LocalSettings = field(default_factory=LocalSettings)
+    recording: RecordingSettings = field(default_factory=RecordingSettings)
 
     def to_json(self) -> str:
         """One object of dotted keys, as `load_config` takes them; what is None is left out."""
@@ -316,6 +317,7 @@ def perceive(stream: TextIO, fd: int) -> int:
     which no restart can mend.
     """
     # Only this process holds a model and a network; the imports are here so that control can read PerceptionSettings.
+    from splitvla_edge.local.recording import recording
     from splitvla_edge.local.runner import open_runner
     from splitvla_edge.policy import EdgePolicy
     from splitvla_edge.security import Security
@@ -349,9 +351,11 @@ def perceive(stream: TextIO, fd: int) -> int:
             ready = Ready(dims, spec.chunk_length, spec.fingerprint[:16], ladder)
             forced = settings.mode == Mode.FORCED_LOCAL.value
             local = open_runner(settings.local, settings.instruction, policy, needed=forced)
-            Perception(
+            loop = Perception(
                 policy, ready, camera, channel, settings.instruction, local=local, server_needed=not forced
-            ).run()
+            )
+            with recording(settings.recording, policy):
+                loop.run()
     finally:
         camera.close()
         channel.close()

@@ -1,4 +1,4 @@
-"""Settings of the local policy; apart, because the control process reads them too, and loads no model."""
+"""Settings of the local policy and of recording for one; apart, because the control process reads them, and no model."""
 
 from __future__ import annotations
 
@@ -20,3 +20,15 @@ class LocalSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.within_bins <= 255:
             raise ConfigError(f"local.within_bins is {self.within_bins}; expected 0..255")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingSettings:
+    """folder: where answers are recorded to distil from, none = nowhere. max_mb: of one run; it ends there."""
+
+    folder: Path | None = None
+    max_mb: int = 2000
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_mb <= 1_000_000:
+            raise ConfigError(f"recording.max_mb is {self.max_mb}; expected 1..1000000")
