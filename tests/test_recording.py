@@ -1,4 +1,4 @@
-"""Recordings to distil from: what is written can be read, files stay bounded, and a full disk costs the robot nothing."""
+"""Recordings to distil from: what is written can be read, files stay bounded, a full disk does not matter."""
 
 from __future__ import annotations
 

@@ -56,12 +56,12 @@ class _Row:
 
 
 class AnswerRecorder:
-    """`add` is the perception loop's. Mutable state: the rows of the next file, the bytes that are left, and the end."""
+    """`add` is the perception loop's. Mutable state: the rows of the next file, the bytes left, and the end."""
 
     def __init__(
         self, folder: Path, fingerprint: str, max_bytes: int, *, write: Callable[[Path, Answers], None] = write_answers
     ) -> None:
-        """max_bytes: of this session's files; the recording ends there. Raises ConfigError where no folder can be made."""
+        """max_bytes: of this session's files; the recording ends there. Raises ConfigError without a folder."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

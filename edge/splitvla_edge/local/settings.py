@@ -1,4 +1,4 @@
-"""Settings of the local policy and of recording for one; apart, because the control process reads them, and no model."""
+"""Settings of the local policy and of recording for one; apart, because the control process reads them too."""
 
 from __future__ import annotations
 
