@@ -32,6 +32,7 @@ class FakeWorld:
         self.done_after, self.closed = done_after, False
         self.resets: list[tuple[str, int]] = []
         self.actions: list[tuple[float, ...]] = []
+        self.position: tuple[float, ...] = ()
         self._steps = 0
 
     def reset(self, task: str, seed: int) -> None:

@@ -250,7 +250,7 @@ def test_a_frame_unlike_any_that_was_calibrated_with_goes_by_the_smallest_plain_
     link = Slow([GOOD], took_s=0.01)
     robot = policy(link)
     robot.handshake()
-    monkeypatch.setattr(robot._encoder, "coefficients", lambda image: formula_coefficients() * 1e9)
+    monkeypatch.setattr(robot.embed._encoder, "coefficients", lambda image: formula_coefficients() * 1e9)
     act(robot, 1)
     assert link.calls[0].cameras[0].tensor.scheme is Scheme.F32
 

@@ -96,7 +96,7 @@ def test_killing_perception_costs_a_hold_and_nothing_else(tiny_bundles: Path, se
         daemon.process.send_signal(signal.SIGTERM)
         code, _, err = daemon.finish()
     assert code == 0, err
-    assert "perception ended with -9; it is started again in 0.5 s" in err
+    assert "perception ended with -9; it is started again in 0.1 s" in err
     assert before.sequence is not None
     assert after.sequence is not None
     assert after.sequence > before.sequence

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from splitvla_edge.channel import Channel, Contract, Exhausted, FrameSeen, Message
-from splitvla_edge.fallback import Asked, Chunk, Hint, Miss, Outcome, Ready
+from splitvla_edge.fallback import Asked, Chunk, Hint, LocalChunk, Miss, Outcome, Ready
 from splitvla_edge.perception import OUTCOMES, Perception, PerceptionSettings, read_settings
 from splitvla_edge.robots.base import Frame
 from splitvla_edge.robots.replay import ReplaySettings
@@ -86,8 +86,22 @@ class FakeCamera:
     def close(self) -> None: ...
 
 
-class Rig:
+class FakeLocal:
+    """Answers every frame once."""
+
     def __init__(self) -> None:
+        self.last = -1
+
+    def step(self, latest: Callable[[float], Frame | None]) -> LocalChunk | None:
+        frame = latest(20.0)
+        if frame is None or frame.index == self.last:
+            return None
+        self.last = frame.index
+        return LocalChunk(frame.index + 1, frame.captured_at, ((0.2, 0.0),), 0.9, 30)
+
+
+class Rig:
+    def __init__(self, *, server_needed: bool = True) -> None:
         self.control, theirs = Channel.pair()
         self.peer = Channel(theirs)
         self.now = 20.0
@@ -99,6 +113,8 @@ class Rig:
             self.camera,
             self.peer,
             "pick up the can",
+            local=FakeLocal(),
+            server_needed=server_needed,
             clock=lambda: self.now,
             pause=self.paused.append,
         )
@@ -145,6 +161,34 @@ def test_a_frame_is_used_once() -> None:
         assert rig.step() == []
         rig.show(4)
         assert len(rig.step()) == 2
+
+
+def test_the_local_policy_acts_on_every_frame_as_long_as_control_wants_it() -> None:
+    with Rig().agreed() as rig:
+        sent = []
+        for index, wanted in enumerate((False, True, True)):
+            rig.control.send(replace(HINT, local=wanted))
+            rig.perception.listen()
+            rig.show(index)
+            for _ in range(2):
+                rig.perception.act_locally()
+            sent.append([message for message in rig.control.receive() if isinstance(message, LocalChunk)])
+        assert sent == [
+            [],
+            [LocalChunk(2, 19.95, ((0.2, 0.0),), 0.9, 30)],
+            [LocalChunk(3, 19.95, ((0.2, 0.0),), 0.9, 30)],
+        ]
+
+
+def test_where_only_the_local_policy_is_to_act_no_server_is_asked() -> None:
+    with Rig(server_needed=False) as rig:
+        rig.policy.handshakes = [Unreachable("nobody at home")]
+        rig.control.send(replace(HINT, enabled=False, local=True))
+        rig.perception.listen()
+        assert rig.step() == [READY]
+        rig.show(0)
+        assert rig.step() == []
+        assert rig.policy.seen == []
 
 
 def test_control_chooses_the_payload_rung_of_every_call() -> None:

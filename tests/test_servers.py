@@ -38,6 +38,8 @@ class FakeServer:
         self.outcome: Reply | LinkError = Reply(7, tokens=(1,), draining=False)
         self.calls: list[InferCall] = []
         self.described = threading.Semaphore(0)
+        self.may_describe = threading.Event()
+        self.may_describe.set()
         self.answer = threading.Event()
         self.begun: list[FakePending] = []
         self.closed = False
@@ -46,6 +48,7 @@ class FakeServer:
 
     def describe(self, timeout_s: float) -> ServerDescription:
         self.described.release()
+        assert self.may_describe.wait(5.0)
         if isinstance(self.description, LinkError):
             raise self.description
         return self.description
@@ -181,6 +184,14 @@ def test_the_handshake_describes_the_first_server_that_can_be_used(rig: Rig) -> 
     described = rig.pool.describe(1.0)
     assert not described.draining
     assert rig.pool.address == "b:2"
+
+
+def test_the_handshake_does_not_wait_for_a_server_that_says_nothing(rig: Rig) -> None:
+    for silent, other in ((rig.a, rig.b), (rig.b, rig.a)):
+        silent.may_describe.clear()
+        rig.pool.describe(1.0)
+        assert rig.pool.address == other.address
+        silent.may_describe.set()
 
 
 def test_the_handshake_fails_only_when_no_server_answers(rig: Rig) -> None:

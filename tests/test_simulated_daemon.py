@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from benchmarks.link import LinkProxy
 from splitvla_edge.__main__ import main
 from splitvla_edge.episodes import Outcome, read_episodes
 from splitvla_edge.record import STEPS_FILE, read_steps
@@ -24,6 +25,7 @@ from splitvla_shared.errors import ConfigError
 from splitvla_shared.wire import inference_pb2 as pb
 from tests.daemons import Daemon, moving
 from tests.fake_server import FakeServicer, description, serving
+from tests.local_graphs import metadata, write_local_policy
 from tests.sim_fakes import needs_world
 
 
@@ -80,12 +82,53 @@ def test_killing_the_simulator_is_a_hold_and_the_next_episode_begins(
         daemon.process.send_signal(signal.SIGTERM)
         code, _, err = daemon.finish()
     assert code == 0, err
-    assert "the simulator ended with -9; it is started again in 0.5 s" in err
+    assert "the simulator ended with -9; it is started again in 0.1 s" in err
     assert held.command[:6] == (0.0,) * 6, "zero delta"
     assert held.command[6] == before.command[6], "the gripper's target is kept"
     assert read_episodes(tmp_path / "run")[0].outcome is Outcome.LOST
     ticks = [record.tick for record in read_steps(tmp_path / "run" / STEPS_FILE)]
     assert ticks == list(range(1, len(ticks) + 1)), "the control process never missed a tick"
+
+
+@needs_world
+def test_when_the_server_is_gone_the_local_policy_acts_slowly_if_it_has_its_licence(
+    tiny_bundles: Path, server: str, tmp_path: Path
+) -> None:
+    spec = open_bundle(tiny_bundles / "edge", "edge").spec
+    path = write_local_policy(
+        tmp_path / "local.onnx",
+        spec,
+        [[-1.0] * 7],  # what the server says too
+        instruction=None,
+        said=metadata(spec, instructions=json.dumps([instruction_of("metaworld:push")])),
+    )
+    options = ("--local-policy", str(path), "--episodes", "9", "--set", "fallback.local_samples=3")
+    host, _, port = server.rpartition(":")
+    with (
+        LinkProxy((host, int(port))) as link,
+        simulated(tiny_bundles, link.address, tmp_path / "run", *options, "--set", "simulator.steps=600") as daemon,
+    ):
+        moved = daemon.wait_for(moving)
+        daemon.wait_for(lambda record: moving(record) and record.tick > moved.tick + 10)
+        link.partition()
+        local = daemon.wait_for(lambda record: record.state == "LOCAL" and record.age_ms is not None)
+        link.heal()
+        daemon.wait_for(moving)
+    assert local.sequence is None
+    held = [record for record in daemon.records if record.state == "HOLD" and record.tick < local.tick]
+    assert held[-1].t - held[0].t > 0.4, "half a second of hold came first"
+    fastest = max(abs(value) for value in moved.command[:3])
+    assert max(abs(value) for value in local.command[:3]) <= 0.26 * max(fastest, MAX_STEP_M)
+
+
+@needs_world
+def test_where_the_operator_wants_the_local_policy_no_server_need_be_there(tiny_bundles: Path, tmp_path: Path) -> None:
+    spec = open_bundle(tiny_bundles / "edge", "edge").spec
+    said = metadata(spec, instructions=json.dumps([instruction_of("metaworld:push")]))
+    path = write_local_policy(tmp_path / "local.onnx", spec, [[0.2] * 7], instruction=None, said=said)
+    options = ("--local-policy", str(path), "--mode", "forced-local")
+    with simulated(tiny_bundles, "127.0.0.1:9", tmp_path / "run", *options) as daemon:
+        daemon.wait_for(lambda record: record.state == "LOCAL" and record.age_ms is not None)
 
 
 @needs_world

@@ -31,6 +31,7 @@ EXAMPLES: list[Message] = [
     Act(7, 2, True, (0.5, -0.25)),
     Act(8, 2, False, (0.0, 1.0)),
     Status(2, 31),
+    Status(2, 32, (0.1, 0.6, 0.2)),
     Episode(2, 9, Outcome.SUCCESS, 31, 30, 1),
 ]
 
@@ -272,6 +273,17 @@ def test_commands_carry_the_episode_that_control_knows_of(robot: Parts) -> None:
     arm.apply(Command(12, State.NOMINAL, "action executed", (0.5, 0.0), 1, motion=True))
     arm.stop()
     assert process.told == [Act(12, 3, True, (0.5, 0.0)), Act(12, 3, False, (0.0, 1.0))]
+
+
+def test_the_arms_measured_position_reaches_the_machine(robot: Parts, start: Start) -> None:
+    bench = start(9)
+    bench.world.position = (0.1, 0.6, 0.2)
+    (status,) = bench.turn()
+    simulated, process, _ = robot
+    process.says = [status]
+    assert simulated.read_state().position == (0.1, 0.6, 0.2)
+    process.says = [Status(0, 0)]
+    assert simulated.read_state().position is None, "an arm that nobody measures is never measured still"
 
 
 def test_a_silent_simulator_is_a_fault_of_the_robot(robot: Parts) -> None:

@@ -32,6 +32,8 @@ _RUN_OPTIONS = {
     "provider": "provider",
     "hedge_ms": "hedge_ms",
     "mode": "mode",
+    "local_policy": "local.policy",
+    "record_distill": "recording.folder",
     "image_pipeline": "image_pipeline",
     "camera_transform": "camera_transform",
     "action_transform": "action_transform",
@@ -106,7 +108,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server", metavar="HOST:PORT", help="or several, with commas between: the first is preferred")
     parser.add_argument("--hedge-ms", type=float, metavar="MS", help="ask a second server after this long (never)")
     parser.add_argument("--robot", metavar="NAME", help="replay, camera or metaworld:TASK")
-    parser.add_argument("--mode", metavar="NAME", help="normal, or shadow: decide and log only (normal)")
+    parser.add_argument(
+        "--mode", metavar="NAME", help="normal; shadow: decide and log only; forced-local: no server (normal)"
+    )
+    parser.add_argument("--local-policy", metavar="FILE", help="an ONNX policy for when the server is away (none)")
+    parser.add_argument("--record-distill", metavar="DIR", help="record answers to distil a local policy from (none)")
     parser.add_argument("--instruction")
     _add_model(parser)
     parser.add_argument("--control-hz", type=float, metavar="HZ", help="ticks a second (5)")

@@ -18,6 +18,7 @@ from splitvla_edge.channel import Channel
 from splitvla_edge.control import ControlLoop, Requests
 from splitvla_edge.fallback import FallbackSettings, Mode, State
 from splitvla_edge.fallback.machine import FallbackMachine
+from splitvla_edge.local.settings import LocalSettings, RecordingSettings
 from splitvla_edge.notices import Notices
 from splitvla_edge.perception import PerceptionSettings
 from splitvla_edge.record import STEPS_FILE, LineWriter, StepRecord, read_steps, summarise, write_run
@@ -44,7 +45,8 @@ class RunSettings:
     encoder, none = all physical cores.
     encoder: fp32, or fp16 or int8 where the bundle has them. provider: auto, tensorrt, cuda or cpu.
     server: HOST:PORT, or several with commas between them, the preferred one first. hedge_ms: when a call without an
-    answer is sent to the next server as well, none = never. mode: shadow decides and logs, and sends the robot nothing.
+    answer is sent to the next server as well, none = never. mode: shadow decides and logs, and sends the robot nothing;
+    forced-local asks no server, only the local policy acts.
     image_pipeline: none = the bundle's own. Names of pipelines and transforms: docs/images-and-actions.md.
     """
 
@@ -68,11 +70,13 @@ class RunSettings:
     tls_ca: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    mode: Literal["normal", "shadow"] = "normal"
+    mode: Literal["normal", "shadow", "forced-local"] = "normal"
     fallback: FallbackSettings = field(default_factory=FallbackSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     camera: CameraSettings = field(default_factory=CameraSettings)
     simulator: SimulatorSettings = field(default_factory=SimulatorSettings)
+    local: LocalSettings = field(default_factory=LocalSettings)
+    recording: RecordingSettings = field(default_factory=RecordingSettings)
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.control_hz <= 1000:
@@ -81,6 +85,8 @@ class RunSettings:
             raise ConfigError(f"hedge_ms is {self.hedge_ms}; expected above 0")
         if self.duration_s is not None and not self.duration_s > 0:
             raise ConfigError(f"duration_s is {self.duration_s}; expected above 0")
+        if self.mode == "forced-local" and self.local.policy is None:
+            raise ConfigError("mode forced-local needs a local policy; name one with --local-policy FILE.onnx")
         if len({path is None for path in (self.tls_ca, self.tls_cert, self.tls_key)}) > 1:
             raise ConfigError("tls_ca, tls_cert and tls_key belong together; set all three or none")
 

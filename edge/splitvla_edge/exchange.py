@@ -28,14 +28,16 @@ class Deadline:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Answer:
+class Exchanged:
     """The reply with an action, and the bytes of all payloads that it took."""
 
     reply: Reply
     wire_bytes: int
 
 
-def exchange(link: Link, call: InferCall, deadline: Deadline, on_key_frame_needed: Callable[[str], object]) -> Answer:
+def exchange(
+    link: Link, call: InferCall, deadline: Deadline, on_key_frame_needed: Callable[[str], object]
+) -> Exchanged:
     """Send `call`; where the server lacks what it is a difference from, send the frame again as it stands.
 
     on_key_frame_needed: is told the address of a server that lacks it. Raises the LinkError of the call, and
@@ -44,7 +46,7 @@ def exchange(link: Link, call: InferCall, deadline: Deadline, on_key_frame_neede
     sent_at = deadline.spent_s()
     reply = _send(link, call, deadline)
     if not reply.key_frame_needed:
-        return Answer(reply, call.wire_bytes)
+        return Exchanged(reply, call.wire_bytes)
     on_key_frame_needed(reply.server)
     took_s, left_s = deadline.spent_s() - sent_at, deadline.of_s - deadline.spent_s()
     if call.key_frame is None or not left_s > took_s:
@@ -56,7 +58,7 @@ def exchange(link: Link, call: InferCall, deadline: Deadline, on_key_frame_neede
     again = _send(link, whole, deadline)
     if again.key_frame_needed:
         raise KeyFrameNeeded(f"frame {whole.sequence}: {again.server} asks for a key frame in answer to one")
-    return Answer(again, call.wire_bytes + whole.wire_bytes)
+    return Exchanged(again, call.wire_bytes + whole.wire_bytes)
 
 
 def _send(link: Link, call: InferCall, deadline: Deadline) -> Reply:

@@ -19,6 +19,7 @@ import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from splitvla_edge.calls import InferCall, Reply, ServerDescription, ServerLoad, ServerStages
+from splitvla_edge.connection import Connection, unanswered
 from splitvla_edge.security import Security
 from splitvla_shared.errors import (
     ConfigError,
@@ -40,7 +41,7 @@ _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[
 
 
 class GrpcLink:
-    """One gRPC channel to one server, which reconnects by itself. Owned by the perception process; thread-safe."""
+    """The connection to one server, which mends itself. Owned by the perception process; thread-safe."""
 
     def __init__(self, address: str, *, security: Security | None = None) -> None:
         """Open a channel; connecting happens in `describe`. Raises ConfigError on a bad address or TLS file."""
@@ -48,10 +49,11 @@ class GrpcLink:
         target = f"dns:///{self.address}"  # explicit, so that a host called "unix" is a host
         options = client_options()
         if security is None:
-            self._channel = grpc.insecure_channel(target, options=options)
+            self._connection = Connection(lambda: grpc.insecure_channel(target, options=options))
         else:
-            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(*security.read()), options=options)
-        self._stub = rpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
+            credentials = grpc.ssl_channel_credentials(*security.read())
+            self._connection = Connection(lambda: grpc.secure_channel(target, credentials, options=options))
+        self._stubbed: tuple[grpc.Channel, Any] | None = None
 
     def describe(self, timeout_s: float) -> ServerDescription:
         """What the server serves, waiting up to `timeout_s` for one to answer.
@@ -62,7 +64,7 @@ class GrpcLink:
         reason = "it does not answer"
         while (remaining := deadline - time.monotonic()) > 0:
             try:
-                message = self._call(self._stub.Describe, pb.DescribeRequest(), remaining)
+                message = self._call(self._stub().Describe, pb.DescribeRequest(), remaining)
                 return _read_description(message, self.address)
             except grpc.RpcError as error:
                 status = error.code().name
@@ -84,7 +86,7 @@ class GrpcLink:
         service = pb.DESCRIPTOR.services_by_name["Inference"].full_name
         try:
             reply = self._call(
-                health_pb2_grpc.HealthStub(self._channel).Check,
+                health_pb2_grpc.HealthStub(self._connection.channel()).Check,
                 health_pb2.HealthCheckRequest(service=service),
                 timeout_s,
             )
@@ -98,7 +100,7 @@ class GrpcLink:
         Raises the LinkError of the status, or ServerFault when the reply is not an action for this request.
         """
         try:
-            message = self._call(self._stub.Infer, _write_request(request), deadline_s)
+            message = self._call(self._stub().Infer, _write_request(request), deadline_s)
         except grpc.RpcError as error:
             raise self._infer_failure(error, request, deadline_s) from error
         return _read_reply(message, request, self.address)
@@ -106,14 +108,15 @@ class GrpcLink:
     def begin(self, request: InferCall, deadline_s: float) -> PendingCall:
         """Send one observation and do not wait: `reply` of what is returned does, and `cancel` gives it up."""
         try:
-            future = self._stub.Infer.future(_write_request(request), timeout=deadline_s)
+            future = self._stub().Infer.future(_write_request(request), timeout=deadline_s)
         except ValueError as error:
             raise Unreachable(f"the link to {self.address} is closed") from error
+        future.add_done_callback(self._note_end)
         return PendingCall(future, request, self.address, lambda error: self._infer_failure(error, request, deadline_s))
 
     def close(self) -> None:
-        """Close the channel; a call in flight ends with Unreachable. May be called twice."""
-        self._channel.close()
+        """Close the connection; a call in flight ends with Unreachable. May be called twice."""
+        self._connection.close()
 
     def __enter__(self) -> GrpcLink:
         return self
@@ -125,9 +128,30 @@ class GrpcLink:
 
     def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
         try:
-            return method(request, timeout=timeout_s)
+            reply = method(request, timeout=timeout_s)
         except ValueError as error:  # grpc's only way to say that the channel is closed
             raise Unreachable(f"the link to {self.address} is closed") from error
+        except grpc.RpcError as error:
+            self._note(error)
+            raise
+        self._connection.heard()
+        return reply
+
+    def _stub(self) -> Any:
+        channel = self._connection.channel()
+        if self._stubbed is None or self._stubbed[0] is not channel:
+            self._stubbed = channel, rpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
+        return self._stubbed[1]
+
+    def _note(self, error: grpc.RpcError | None) -> None:
+        if error is not None and unanswered(error):
+            self._connection.unheard()
+        else:
+            self._connection.heard()
+
+    def _note_end(self, future: Any) -> None:
+        if not future.cancelled():  # a call that was given up tells nothing
+            self._note(future.exception())
 
     def _infer_failure(self, error: grpc.RpcError, request: InferCall, deadline_s: float) -> LinkError:
         if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -1,7 +1,8 @@
 """The perception process: newest frame, policy, message; it may crash or hang, and the control process only holds.
 
 Rules of this file: one call in flight; a frame is used once and the newest wins; every call is announced (Asked)
-before it begins and ends in a Chunk or a Miss; a second thread reports the camera's frames while a call is running.
+before it begins and ends in a Chunk or a Miss; a second thread reports the camera's frames while a call is running, and
+a third one runs the local policy, where there is one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from splitvla_edge.channel import Channel, Contract, Exhausted, FrameSeen, Message
 from splitvla_edge.datagrams import ChannelClosed, ChannelError
-from splitvla_edge.fallback import Asked, Chunk, Hint, Miss, Outcome, Ready, deadline_s
+from splitvla_edge.fallback import Asked, Chunk, Hint, LocalChunk, Miss, Mode, Outcome, Ready, deadline_s
+from splitvla_edge.local.settings import LocalSettings, RecordingSettings
 from splitvla_edge.robots import open_camera
 from splitvla_edge.robots.base import Camera, Frame
 from splitvla_edge.robots.camera import CameraSettings
@@ -67,6 +69,12 @@ OUTCOMES: tuple[tuple[type[SplitVLAError], Outcome], ...] = (
 )
 
 
+class Local(Protocol):
+    """What perception asks of LocalRunner."""
+
+    def step(self, latest: Callable[[float], Frame | None]) -> LocalChunk | None: ...
+
+
 class Policy(Protocol):
     """What perception asks of EdgePolicy."""
 
@@ -101,11 +109,14 @@ class PerceptionSettings:
     tls_ca: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    mode: str = Mode.NORMAL.value
     first_frame: int = 0
     camera_memory: Path | None = None
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     camera: CameraSettings = field(default_factory=CameraSettings)
     simulator: SimulatorSettings = field(default_factory=SimulatorSettings)
+    local: LocalSettings = field(default_factory=LocalSettings)
+    recording: RecordingSettings = field(default_factory=RecordingSettings)
 
     def to_json(self) -> str:
         """One object of dotted keys, as `load_config` takes them; what is None is left out."""
@@ -122,7 +133,7 @@ def _flat(settings: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 class Perception:
-    """The loop. Owned by the perception process; `step` runs in its main thread and `listen` in a second one.
+    """The loop. Owned by the perception process; `step` runs in its main thread, `listen` and `act_locally` in others.
 
     Mutable state: the newest hint and `closed` (written by the listener), and the last sequence and frame.
     """
@@ -135,13 +146,20 @@ class Perception:
         channel: Channel,
         instruction: str,
         *,
+        local: Local | None = None,
+        server_needed: bool = True,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], object] | None = None,
     ) -> None:
-        """pause: waits for so many seconds; none = until then or until the control process is gone."""
+        """local: the local policy. server_needed: False where only that one is to act, and no server need be there.
+
+        pause: waits for so many seconds; none = until then or until the control process is gone.
+        """
         self.closed = threading.Event()
         self._policy, self._ready, self._camera, self._channel = policy, ready, camera, channel
         self._instruction, self._clock, self._pause = instruction, clock, pause or self.closed.wait
+        self._local, self._server_needed = local, server_needed
+        self._looking = threading.Lock()  # a camera is looked at by one thread at a time
         self._hint: Hint | None = None
         self._agreed = self._ever_agreed = self._said_exhausted = False
         self._backoff_s = _BACKOFF_S[0]
@@ -151,14 +169,18 @@ class Perception:
 
     def run(self) -> None:
         """Step until the control process is gone. Raises what makes a restart pointless: see `step`."""
-        listener = threading.Thread(target=self._listen_on, name="listener", daemon=True)
-        listener.start()
+        threads = [threading.Thread(target=self._listen_on, name="listener", daemon=True)]
+        if self._local is not None:
+            threads.append(threading.Thread(target=self._act_locally_on, name="local", daemon=True))
+        for thread in threads:
+            thread.start()
         try:
             while not self.closed.is_set():
                 self.step()
         finally:
             self.closed.set()
-            listener.join()
+            for thread in threads:
+                thread.join()
 
     def step(self) -> None:
         """Connect, or use the newest frame, or wait a moment.
@@ -195,6 +217,23 @@ class Perception:
         except RobotError as error:
             self._send(Miss(0, Outcome.FAULT, str(error)))
 
+    def act_locally(self) -> None:
+        """Have the local policy act on the newest frame, while control wants it."""
+        hint = self._hint
+        if self._local is None or hint is None or not hint.local:
+            return
+        chunk = self._local.step(self._look)
+        if chunk is not None:
+            self._send(chunk)
+
+    def _act_locally_on(self) -> None:
+        while not self.closed.wait(_IDLE_S):
+            self.act_locally()
+
+    def _look(self, now: float) -> Frame | None:
+        with self._looking:
+            return self._camera.latest(now)
+
     def _listen_on(self) -> None:
         while not self.closed.wait(_LISTEN_S):
             self.listen()
@@ -207,7 +246,8 @@ class Perception:
 
     def _connect(self) -> None:
         try:
-            self._policy.handshake(_HANDSHAKE_S)
+            if self._server_needed:
+                self._policy.handshake(_HANDSHAKE_S)
         except (SpecMismatch, ConfigError) as error:
             if not self._ever_agreed:
                 raise
@@ -225,7 +265,7 @@ class Perception:
     def _new_frame(self) -> Frame | None:
         now = self._clock()
         try:
-            frame = self._camera.latest(now)
+            frame = self._look(now)
         except RobotError as error:
             self._send(Miss(0, Outcome.FAULT, str(error)))
             self._pause(_UNREACHABLE_PAUSE_S)
@@ -279,6 +319,8 @@ def perceive(stream: TextIO, fd: int) -> int:
     which no restart can mend.
     """
     # Only this process holds a model and a network; the imports are here so that control can read PerceptionSettings.
+    from splitvla_edge.local.recording import recording
+    from splitvla_edge.local.runner import open_runner
     from splitvla_edge.policy import EdgePolicy
     from splitvla_edge.security import Security
     from splitvla_shared.codec import parse_scheme
@@ -309,7 +351,13 @@ def perceive(stream: TextIO, fd: int) -> int:
             spec, dims = policy.model.spec, policy.model.statistics.dims
             ladder = tuple(rung.wire_bytes for rung in policy.rungs)  # of a frame: this process has one camera
             ready = Ready(dims, spec.chunk_length, spec.fingerprint[:16], ladder)
-            Perception(policy, ready, camera, channel, settings.instruction).run()
+            forced = settings.mode == Mode.FORCED_LOCAL.value
+            local = open_runner(settings.local, settings.instruction, policy, needed=forced)
+            loop = Perception(
+                policy, ready, camera, channel, settings.instruction, local=local, server_needed=not forced
+            )
+            with recording(settings.recording, policy):
+                loop.run()
     finally:
         camera.close()
         channel.close()

@@ -6,6 +6,7 @@ import dataclasses
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -13,10 +14,10 @@ from typing import Protocol
 import numpy as np
 
 from splitvla_edge.calls import InferCall, Reply, ServerDescription
+from splitvla_edge.embedder import Embedded, Embedder, Encoder
 from splitvla_edge.encoder import OnnxEncoder
-from splitvla_edge.exchange import Answer, Deadline, exchange
+from splitvla_edge.exchange import Deadline, Exchanged, exchange
 from splitvla_edge.image_pipelines import build_pipeline
-from splitvla_edge.images import check_image
 from splitvla_edge.link import GrpcLink, check_addresses
 from splitvla_edge.model import EdgeModel, check_accepted, check_same_model, read_edge_model
 from splitvla_edge.payloads import FrameId, PayloadCoder, differs
@@ -55,12 +56,18 @@ from splitvla_shared.rungs import Rung, plain_ladder
 SOURCE = "cloud"
 
 
-class Encoder(Protocol):
-    def embed(self, image: Image) -> FloatArray:
-        """uint8 RGB (image_size, image_size, 3) to float32 (patches, embed_dim)."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One frame as the edge saw it, and what the server said to it.
 
-    def coefficients(self, image: Image) -> FloatArray:
-        """The embedding less its channel mean, in the codec tables' basis: float32 (patches, columns)."""
+    patches: (patches, embed_dim) a camera. normalized: (chunk_length, dims) in [-1, 1]. tokens: none of a continuous
+    head.
+    """
+
+    observation: Observation
+    patches: tuple[FloatArray, ...]
+    normalized: ActionArray
+    tokens: tuple[int, ...]
 
 
 class Link(Protocol):
@@ -83,6 +90,7 @@ class EdgePolicy:
     Mutable state: sequence number and tokens of the last call, what the server said in the last handshake, and the
     frames that servers hold.
     selection says what runs the encoder, where `open` opened it. rungs: what a frame may be sent with, best first.
+    on_answer: told of every answer, in the calling thread. embed: see Embedder; any thread may call it.
     """
 
     def __init__(
@@ -113,12 +121,14 @@ class EdgePolicy:
                 f"statistics of {model.statistics.key!r} have {model.statistics.dims} dimensions, "
                 f"spec.json allows {model.spec.max_action_dims}; split again"
             )
-        self._square, self._transform = _conventions(model, image_pipeline, camera_transform, action_transform)
+        square, self._transform = _conventions(model, image_pipeline, camera_transform, action_transform)
         self.model = model
         self.rungs = rungs or plain_ladder(scheme, (model.spec.patches, model.spec.embed_dim))
         self.server: ServerDescription | None = None
         self.selection: Selection | None = None
-        self._encoder, self._link, self._robot, self._clock = encoder, link, robot, clock
+        self.embed = Embedder(square, encoder, clock, tables)
+        self.on_answer: list[Callable[[Answer], None]] = []
+        self._link, self._robot, self._clock = link, robot, clock
         self._session = secrets.randbits(64)
         self._sequence = 0
         self._payloads = PayloadCoder(tables)
@@ -253,22 +263,22 @@ class EdgePolicy:
         rung = self.rungs[0] if rung is None else rung
         check_accepted(rung.scheme, self.server)
 
-        images = self._prepare(observation)
-        prepared = self._clock()
-        call, embedded = self._encoded(observation, images, rung)
+        self._check(observation)
+        call, seen, embedded = self._encoded(observation, rung)
         sent = self._clock()
 
-        answer = exchange(self._link, call, Deadline(started, deadline_s, self._clock), self._payloads.forget)
+        exchanged = exchange(self._link, call, Deadline(started, deadline_s, self._clock), self._payloads.forget)
         answered = self._clock()
-        reply = answer.reply
+        reply = exchanged.reply
         self._payloads.acknowledge(reply.server, reply.sequence)
-        chunk = self._chunk(observation, answer)
+        said = self._normalized(reply)
+        chunk = self._chunk(observation, exchanged, said)
         self._last_tokens = reply.tokens
         finished = self._clock()
         server = reply.stages
         stages = StageTimes(
-            preprocess_ms=(prepared - started) * 1e3,
-            encode_ms=(embedded - prepared) * 1e3,
+            preprocess_ms=seen.preprocess_s * 1e3,
+            encode_ms=(embedded - started - seen.preprocess_s) * 1e3,
             compress_ms=(sent - embedded) * 1e3,
             network_ms=max(0.0, (answered - sent) * 1e3 - server.total_ms),
             decode_payload_ms=server.decode_payload_ms,
@@ -278,7 +288,13 @@ class EdgePolicy:
             detokenize_ms=(finished - answered) * 1e3,
             total_ms=(finished - started) * 1e3,
         )
+        for tell in self.on_answer:
+            tell(Answer(observation, seen.patches, said.normalized, reply.tokens))
         return dataclasses.replace(chunk, stages=stages)
+
+    def to_robot(self, normalized: ActionArray) -> ActionArray:
+        """(length, dims) in [-1, 1] to actions in the robot's units."""
+        return self._transform(self.model.statistics.unnormalize(normalized))
 
     def close(self) -> None:
         """Close the link; the policy can't be used afterwards."""
@@ -293,28 +309,31 @@ class EdgePolicy:
     ) -> None:
         self.close()
 
-    def _prepare(self, observation: Observation) -> list[Image]:
+    def _check(self, observation: Observation) -> None:
         spec = self.model.spec
         check_instruction(observation.instruction)
         _check_state(observation.state)
         if not 1 <= len(observation.images) <= spec.max_cameras:
             raise ObservationError(f"{len(observation.images)} camera images; this model takes 1..{spec.max_cameras}")
-        return [self._square(check_image(image)) for image in observation.images]
 
-    def _encoded(self, observation: Observation, images: list[Image], rung: Rung) -> tuple[InferCall, float]:
-        """The call, and when the encoder was done."""
-        look = self._encoder.embed if rung.codec_rung is None else self._encoder.coefficients
-        cameras = [look(image) for image in images]
+    def _encoded(self, observation: Observation, rung: Rung) -> tuple[InferCall, Embedded, float]:
+        """The call, what was seen for it, and when the encoder was done."""
+        coded = rung.codec_rung is not None
+        # Whoever is told of answers is told what they are answers to.
+        seen = self.embed(observation.images, patches=not coded or bool(self.on_answer), coefficients=coded)
         embedded = self._clock()
+        cameras = seen.coefficients if coded else seen.patches
         try:
-            return self._call(observation, cameras, rung, self._link.address), embedded
+            return self._call(observation, cameras, rung, self._link.address), seen, embedded
         except CodecError:
             plain = next((each for each in reversed(self.rungs) if each.codec_rung is None), None)
             if rung.codec_rung is None or plain is None:
                 raise
-            return self._encoded(observation, images, plain)
+            return self._encoded(observation, plain)
 
-    def _call(self, observation: Observation, cameras: list[FloatArray], rung: Rung, server: str | None) -> InferCall:
+    def _call(
+        self, observation: Observation, cameras: tuple[FloatArray, ...], rung: Rung, server: str | None
+    ) -> InferCall:
         """server: whose references the payloads may build on."""
         payloads = self._payloads.encode(cameras, rung, FrameId(self._session, self._sequence), server)
         call = InferCall(
@@ -339,23 +358,29 @@ class EdgePolicy:
 
         return dataclasses.replace(call, key_frame=whole, held_by=server)
 
-    def _chunk(self, observation: Observation, answer: Answer) -> ActionChunk:
-        spec, statistics, reply = self.model.spec, self.model.statistics, answer.reply
-        if reply.chunk is None:
-            detokenized = detokenize(reply.tokens, vocab_size=spec.action_vocab_size, bins=spec.action_bins)
+    def _normalized(self, reply: Reply) -> Detokenized:
+        """As (chunk_length, dims)."""
+        spec = self.model.spec
+        if reply.chunk is not None:
+            said = Detokenized(reply.chunk.astype(np.float64), ())
         else:
-            detokenized = Detokenized(reply.chunk.astype(np.float64), ())
-        normalized = detokenized.normalized.reshape(spec.chunk_length, statistics.dims)
-        actions = self._transform(statistics.unnormalize(normalized))
+            said = detokenize(reply.tokens, vocab_size=spec.action_vocab_size, bins=spec.action_bins)
+        shape = (spec.chunk_length, self.model.statistics.dims)
+        return Detokenized(said.normalized.reshape(shape), said.clipped)
+
+    def _chunk(self, observation: Observation, exchanged: Exchanged, detokenized: Detokenized) -> ActionChunk:
+        reply = exchanged.reply
+        actions = self.to_robot(detokenized.normalized)
         if not np.isfinite(actions).all():  # statistics near the end of float64, or a head gone wild
-            raise ServerFault(f"frame {reply.sequence}: the action is not finite with statistics {statistics.key!r}")
+            key = self.model.statistics.key
+            raise ServerFault(f"frame {reply.sequence}: the action is not finite with statistics {key!r}")
         return ActionChunk(
             first_step=observation.step,
             actions=actions,
             source=SOURCE,
             tokens=reply.tokens,
             clipped=detokenized.clipped,
-            wire_bytes=answer.wire_bytes,
+            wire_bytes=exchanged.wire_bytes,
             hints=ServerHints(reply.load.queued, reply.load.busy, reply.draining),
         )
 

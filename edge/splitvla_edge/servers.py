@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from splitvla_edge.calls import InferCall, Reply, ServerDescription
 from splitvla_shared.errors import LinkError, Overloaded, SpecMismatch, Superseded, Unreachable
 
 _PROBE_S = 1.0
+_OTHERS_S = 0.1  # what a handshake waits for the next server when one has answered that can be used
 _SHED_S = 1.0  # a server that shed load is passed over for so long, where there is another
 
 
@@ -91,15 +92,17 @@ class ServerPool:
         return self._current.link.address
 
     def describe(self, timeout_s: float) -> ServerDescription:
-        """Ask all servers; the description of the first one in order of preference that can be used.
+        """Ask all servers at once; the description of the first one in order of preference that can be used.
 
+        One that is not there costs little: once a server can be used, the others have a moment left to answer.
         Raises Unreachable when none answers in time. When none holds the model, one of the others is returned, whose
         differences the policy then names.
         """
-        asked = [self._threads.submit(self._look_at, server, timeout_s) for server in self._servers]
-        errors = [error for future in asked if (error := future.result()) is not None]
+        asked = {self._threads.submit(self._look_at, server, timeout_s): server for server in self._servers}
+        found = self._first_usable(asked)
+        errors = [error for future in asked if future.done() and (error := future.result()) is not None]
         with self._lock:
-            self._current = self._best()
+            self._current = self._best() if found is None else found
             description = self._current.description
         if description is None:
             raise Unreachable("; ".join(str(error) for error in errors) or "no server answers")
@@ -122,6 +125,18 @@ class ServerPool:
         self._threads.shutdown(wait=False, cancel_futures=True)
         for server in self._servers:
             server.link.close()
+
+    def _first_usable(self, asked: dict[Future[LinkError | None], _Server]) -> _Server | None:
+        """Of the servers that have answered; None once all have, and none will do. asked: in order of preference."""
+        waiting, patience_s = set(asked), None
+        while waiting:
+            done, waiting = wait(waiting, patience_s, FIRST_COMPLETED)
+            with self._lock:
+                usable = [server for future, server in asked.items() if future.done() and self._usable(server)]
+            if usable and not (done and waiting):
+                return usable[0]
+            patience_s = _OTHERS_S if usable else None
+        return None
 
     def _hedged(self, first: _Server, second: _Server, request: InferCall, deadline_s: float, after_s: float) -> Reply:
         ended: queue.SimpleQueue[Future[Reply]] = queue.SimpleQueue()

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 from splitvla_edge.datagrams import ChannelClosed, ChannelError, Datagrams
 
 FATAL = (2, 3)  # exit codes of ConfigError, ObservationError, BundleError and SpecMismatch: a restart mends none
-_BACKOFF_S = (0.5, 5.0)  # first and last
+_BACKOFF_S = (0.1, 5.0)  # first and last; a robot stands still meanwhile
 _GOOD_RUN_S = 10.0  # a process that lived this long starts the back-off anew
 _END_S = 3.0
 

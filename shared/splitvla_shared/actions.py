@@ -68,6 +68,12 @@ class ActionStatistics:
         scaled = 0.5 * (normalized + 1) * (self.high - self.low) + self.low
         return np.where(self.mask, scaled, normalized)
 
+    def normalize(self, actions: ActionArray) -> ActionArray:
+        """The inverse, for (…, dims) in the robot's units; a dimension without a range becomes 0."""
+        width = self.high - self.low
+        scaled = 2.0 * (actions - self.low) / np.where(width == 0.0, 1.0, width) - 1.0
+        return np.where(self.mask, np.where(width == 0.0, 0.0, scaled), actions)
+
 
 def parse_statistics(norm_stats: Mapping[str, Any]) -> dict[str, ActionStatistics]:
     """Read `norm_stats` (config.json) or `dataset_statistics.json`. Raises BundleError naming the key and field."""

@@ -25,6 +25,7 @@ _CLIENT: tuple[Option, ...] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 250),
     ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.use_local_subchannel_pool", 1),  # a fresh channel must be a fresh connection, and not share the dead one
     ("grpc.enable_http_proxy", 0),  # a proxy that is set for downloads must not get between a robot and its server
     ("grpc.enable_retries", 0),  # late work is never retried: a newer observation is always better
 )

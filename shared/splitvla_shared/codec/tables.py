@@ -97,6 +97,15 @@ class CodecTables:
     def columns(self) -> int:
         return int(self.analysis.shape[1])
 
+    @property
+    def channel_mean(self) -> FloatArray:
+        """float32 (dim,): what coefficients are counted from, (embedding - channel_mean) @ analysis."""
+        return np.asarray(self.mean.mean(axis=0, dtype=np.float64), np.float32)
+
+    def coefficients(self, patches: FloatArray) -> FloatArray:
+        """float32 (patches, dim) to (patches, columns), as an encoder with the basis folded in gives them."""
+        return np.asarray((patches - self.channel_mean) @ self.analysis, np.float32)
+
     def to_bytes(self) -> bytes:
         """The file. Raises nothing: what was checked can be written."""
         arrays: dict[str, Any] = {

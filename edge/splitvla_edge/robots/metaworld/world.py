@@ -119,6 +119,11 @@ class World:
         return np.array(self._running().get_endeff_pos(), dtype=np.float64)
 
     @property
+    def position(self) -> tuple[float, ...]:
+        """As a real arm would report it: the hand's x, y and z in metres."""
+        return tuple(self.hand.tolist())
+
+    @property
     def gripper(self) -> float:
         """How far the fingers are apart, from 0 (closed) to 1 (open)."""
         self._running()

@@ -1,7 +1,7 @@
 """What control and simulator say to each other over their socket pair: three small fixed messages.
 
-Layout, little-endian: one byte for the kind, then the fields in the order of the class; an action is its length as u16
-and so many doubles.
+Layout, little-endian: one byte for the kind, then the fields in the order of the class; an action or a position is its
+length as u16 and so many doubles.
 """
 
 from __future__ import annotations
@@ -30,16 +30,20 @@ class Act:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Simulator to control, after every step of the world. step: counted from the episode's first action."""
+    """Simulator to control, after every step of the world. step: counted from the episode's first action.
+
+    position: of the arm, as the world measures it; empty where it does not.
+    """
 
     episode: int
     step: int
+    position: tuple[float, ...] = ()
 
 
 Message = Act | Status | Episode
 
 _ACT = struct.Struct("<BQIBH")
-_STATUS = struct.Struct("<BII")
+_STATUS = struct.Struct("<BIIH")
 _EPISODE = struct.Struct("<BIIBIII")
 _ACT_KIND, _STATUS_KIND, _EPISODE_KIND = 1, 2, 3
 
@@ -48,12 +52,15 @@ def pack(message: Message) -> bytes:
     """The bytes of one message. Raises ChannelError when a field is out of its bounds."""
     try:
         if isinstance(message, Act):
-            _check(message.values)
+            _check(message.values, 1)
             count = len(message.values)
             head = _ACT.pack(_ACT_KIND, message.tick, message.episode, int(message.motion), count)
             return head + struct.pack(f"<{count}d", *message.values)
         if isinstance(message, Status):
-            return _STATUS.pack(_STATUS_KIND, message.episode, message.step)
+            _check(message.position, 0)
+            count = len(message.position)
+            head = _STATUS.pack(_STATUS_KIND, message.episode, message.step, count)
+            return head + struct.pack(f"<{count}d", *message.position)
         m = message
         return _EPISODE.pack(_EPISODE_KIND, m.number, m.seed, m.outcome, m.steps, m.motions, m.overtaken)
     except (struct.error, ValueError) as error:
@@ -67,10 +74,13 @@ def unpack(data: bytes) -> Message:
         if kind == _ACT_KIND:
             _, tick, episode, motion, count = _ACT.unpack(data[: _ACT.size])
             values = struct.unpack(f"<{count}d", data[_ACT.size :])
-            _check(values)
+            _check(values, 1)
             return Act(tick, episode, bool(motion), values)
         if kind == _STATUS_KIND:
-            return Status(*_STATUS.unpack(data)[1:])
+            _, episode, step, count = _STATUS.unpack(data[: _STATUS.size])
+            position = struct.unpack(f"<{count}d", data[_STATUS.size :])
+            _check(position, 0)
+            return Status(episode, step, position)
         if kind == _EPISODE_KIND:
             _, number, seed, outcome, *counts = _EPISODE.unpack(data)
             return Episode(number, seed, Outcome(outcome), *counts)
@@ -79,9 +89,9 @@ def unpack(data: bytes) -> Message:
     raise ChannelError(f"a message of {len(data)} bytes has an unknown kind; both processes must be one version")
 
 
-def _check(values: tuple[float, ...]) -> None:
-    if not 1 <= len(values) <= _MAX_DIMS or not all(map(math.isfinite, values)):
-        raise ValueError(f"an action of {len(values)} numbers must have 1..{_MAX_DIMS}, all finite")
+def _check(values: tuple[float, ...], fewest: int) -> None:
+    if not fewest <= len(values) <= _MAX_DIMS or not all(map(math.isfinite, values)):
+        raise ValueError(f"{len(values)} numbers; expected {fewest}..{_MAX_DIMS}, all finite")
 
 
 class SimulatorChannel(Datagrams[Message]):

@@ -97,7 +97,7 @@ class Simulator:
         if not self.finished:
             self._keep(self._tick, self._show())
             self._end_if_over()
-        self._channel.send(Status(self._episode, self._steps))
+        self._channel.send(Status(self._episode, self._steps, self._world.position))
 
     def _nothing(self) -> Act:
         return Act(self._tick, self._episode, False, self._hold)

@@ -122,7 +122,7 @@ class SimulatedRobot:
             raise RobotError("the simulator was started again and does not stand yet")
         if now - self._heard_at > self._silent_s:
             raise RobotError(f"the simulator has said nothing for {now - self._heard_at:.1f} s")
-        return RobotState(ready=not began)
+        return RobotState(ready=not began, position=self._running.position or None)
 
     def apply(self, command: Command) -> None:
         self._tick = command.tick

@@ -53,6 +53,10 @@ class World(Protocol):
         """What the camera sees: uint8 (height, width, 3), RGB."""
 
     @property
+    def position(self) -> tuple[float, ...]:
+        """Where the arm is measured to be, in metres; empty where nothing measures it."""
+
+    @property
     def success(self) -> bool:
         """Whether the task was done at any step since the reset."""
 

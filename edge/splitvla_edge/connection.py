@@ -1,0 +1,114 @@
+"""The gRPC channel that calls go over, and a fresh one beside it as soon as a call ends without a word of the server.
+
+A connection can be dead without anyone saying so: the path was gone and TCP waits longer before each retransmission, a
+middlebox forgot it, a flipped bit broke its framing. gRPC finds out by pings, seconds later, while the robot stands.
+
+Rules of this file:
+ - The old connection serves until the fresh one has shaken hands: that is what proves the path, in both directions.
+ - A fresh one that is not there soon is replaced: its own first packets may have been lost.
+ - While calls are answered there is no second connection. One that was adopted and helped nothing delays the next.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+_GRACE_S = 0.05  # what a call waits for a fresh connection: most networks of robots shake hands in less
+_SHAKES_HANDS_S = 0.25
+_PATIENCE = (1, 8)  # unheard calls in a row before a fresh connection: at first, and at most
+
+OpenChannel = Callable[[], grpc.Channel]
+
+
+class _Fresh:
+    """A channel on its way to be connected. Mutable state: set by gRPC's thread."""
+
+    def __init__(self, channel: grpc.Channel, now: float) -> None:
+        self.channel, self.began = channel, now
+        self.failed = False
+        self._ready = threading.Event()
+        channel.subscribe(self._see, try_to_connect=True)
+
+    def ready_within(self, timeout_s: float) -> bool:
+        return self._ready.wait(timeout_s)
+
+    def give_up(self) -> None:
+        self.channel.close()
+
+    def adopt(self) -> grpc.Channel:
+        self.channel.unsubscribe(self._see)
+        return self.channel
+
+    def _see(self, state: grpc.ChannelConnectivity) -> None:
+        if state is grpc.ChannelConnectivity.READY:
+            self._ready.set()
+        self.failed = state is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+
+class Connection:
+    """Thread-safe. Mutable state, under a lock: the channel in use, the fresh one, and the calls that went unheard.
+
+    `open_channel` must give a channel that shares no connection with another (`grpc.use_local_subchannel_pool`).
+    """
+
+    def __init__(self, open_channel: OpenChannel, clock: Callable[[], float] = time.monotonic) -> None:
+        self._open, self._clock = open_channel, clock
+        self._channel = open_channel()
+        self._fresh: _Fresh | None = None
+        self._unheard, self._patience = 0, _PATIENCE[0]
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def channel(self) -> grpc.Channel:
+        """For one call. Waits a moment for a fresh connection, where there is one to come."""
+        fresh = self._fresh
+        if fresh is not None and not fresh.failed and fresh.ready_within(_GRACE_S):
+            self._adopt(fresh)
+        return self._channel
+
+    def heard(self) -> None:
+        """A call ended with a word of the server, whichever."""
+        with self._lock:
+            self._unheard, self._patience = 0, _PATIENCE[0]
+            self._drop_fresh()
+
+    def unheard(self) -> None:
+        """A call ended, and the server did not say a word."""
+        with self._lock:
+            self._unheard += 1
+            if self._closed or self._unheard < self._patience:
+                return
+            fresh = self._fresh
+            if fresh is None or fresh.failed or self._clock() - fresh.began >= _SHAKES_HANDS_S:
+                self._drop_fresh()
+                self._fresh = _Fresh(self._open(), self._clock())
+
+    def close(self) -> None:
+        """May be called twice."""
+        with self._lock:
+            self._closed = True
+            self._drop_fresh()
+            self._channel.close()
+
+    def _adopt(self, fresh: _Fresh) -> None:
+        with self._lock:
+            if self._fresh is not fresh:  # another thread was faster, or the link was closed
+                return
+            old, self._channel, self._fresh = self._channel, fresh.adopt(), None
+            self._unheard, self._patience = 0, min(2 * self._patience, _PATIENCE[1])
+        old.close()
+
+    def _drop_fresh(self) -> None:
+        if self._fresh is not None:
+            self._fresh.give_up()
+            self._fresh = None
+
+
+def unanswered(error: Any) -> bool:
+    """Whether a grpc.RpcError came from this side alone: no answer in time, or no connection."""
+    return error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)

@@ -1,0 +1,143 @@
+"""The connection: a fresh one is opened beside a silent one, and used once it has shaken hands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+
+from benchmarks.link import LinkProxy
+from splitvla_edge.calls import InferCall
+from splitvla_edge.connection import Connection
+from splitvla_edge.link import GrpcLink
+from splitvla_shared.errors import DeadlineMissed
+from tests.fake_server import SPEC, FakeServicer, serving
+
+READY, FAILED = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+
+class FakeChannel:
+    """Becomes ready when it is told to, or at once."""
+
+    def __init__(self, ready: bool) -> None:
+        self.ready, self.closed = ready, False
+        self.see: Callable[[Any], None] | None = None
+
+    def subscribe(self, see: Callable[[Any], None], try_to_connect: bool) -> None:
+        assert try_to_connect
+        self.see = see
+        if self.ready:
+            see(READY)
+
+    def unsubscribe(self, see: Callable[[Any], None]) -> None:
+        self.see = None
+
+    def tell(self, state: Any) -> None:
+        assert self.see is not None
+        self.see(state)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Rig:
+    def __init__(self, *, path: bool = True) -> None:
+        self.now, self.path = 50.0, path
+        self.opened: list[FakeChannel] = []
+        self.connection = Connection(self._open, clock=lambda: self.now)
+
+    def _open(self) -> Any:
+        self.opened.append(FakeChannel(ready=self.path))
+        return self.opened[-1]
+
+    def used(self) -> int:
+        """The number of the channel that a call would take now."""
+        return self.opened.index(self.connection.channel())
+
+
+def test_while_calls_are_answered_there_is_one_connection() -> None:
+    rig = Rig()
+    for _ in range(5):
+        rig.connection.heard()
+    assert (len(rig.opened), rig.used()) == (1, 0)
+
+
+def test_after_a_call_that_nobody_answered_a_fresh_connection_takes_over_and_the_old_one_is_closed() -> None:
+    rig = Rig()
+    rig.connection.unheard()
+    assert rig.used() == 1
+    assert [channel.closed for channel in rig.opened] == [True, False]
+
+
+def test_the_old_connection_stays_in_use_until_the_fresh_one_has_shaken_hands() -> None:
+    rig = Rig(path=False)
+    rig.connection.unheard()
+    assert rig.used() == 0
+    rig.opened[1].tell(READY)
+    assert rig.used() == 1
+
+
+def test_an_answer_after_all_ends_the_fresh_connection() -> None:
+    rig = Rig(path=False)
+    rig.connection.unheard()
+    rig.connection.heard()
+    assert rig.used() == 0
+    assert [channel.closed for channel in rig.opened] == [False, True]
+
+
+def test_a_fresh_connection_that_does_not_come_is_replaced_once_it_had_its_time() -> None:
+    rig = Rig(path=False)
+    rig.connection.unheard()
+    rig.now += 0.1
+    rig.connection.unheard()
+    assert len(rig.opened) == 2, "it has had 100 ms"
+    rig.now += 0.2
+    rig.connection.unheard()
+    assert [channel.closed for channel in rig.opened] == [False, True, False]
+
+
+def test_a_fresh_connection_that_is_refused_is_replaced_by_the_next_call_and_never_waited_for() -> None:
+    rig = Rig(path=False)
+    rig.connection.unheard()
+    rig.opened[1].tell(FAILED)
+    assert rig.used() == 0
+    rig.connection.unheard()
+    assert [channel.closed for channel in rig.opened] == [False, True, False]
+
+
+def test_a_connection_that_helped_nothing_delays_the_next_one() -> None:
+    rig = Rig()
+    needed = []
+    for number in range(1, 6):
+        calls = 0
+        while rig.used() < number:
+            rig.connection.unheard()
+            calls += 1
+        needed.append(calls)
+    assert needed == [1, 2, 4, 8, 8]
+    rig.connection.heard()
+    rig.connection.unheard()
+    assert rig.used() == 6, "an answer starts this anew"
+
+
+def test_a_closed_connection_opens_no_other() -> None:
+    rig = Rig(path=False)
+    rig.connection.unheard()
+    rig.connection.close()
+    rig.connection.close()
+    rig.connection.unheard()
+    assert [channel.closed for channel in rig.opened] == [True, True]
+
+
+def test_over_real_sockets_a_half_open_connection_costs_one_call() -> None:
+    call = InferCall(SPEC.fingerprint, 1, 7, "robot", "pick", (), 7)
+    with serving(FakeServicer()) as server:
+        host, _, port = server.rpartition(":")
+        with LinkProxy((host, int(port))) as proxy, GrpcLink(proxy.address) as link:
+            link.describe(5.0)
+            proxy.half_open()
+            with pytest.raises(DeadlineMissed):
+                link.infer(call, 0.3)
+            assert link.infer(call, 5.0).sequence == 7
