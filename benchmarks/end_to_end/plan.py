@@ -40,7 +40,7 @@ class Plan:
 
 
 QUICK = Plan(10, 500, 2, (1, 4, 16), 3.0, budget_s=60.0)
-FULL = Plan(100, 5000, 10, (1, 2, 4, 8, 16), 20.0)
+FULL = Plan(100, 5000, 10, (1, 2, 4, 8, 16), 20.0, soak_minutes=10.0)
 
 
 class Watch:
