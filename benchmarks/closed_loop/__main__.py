@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--kinds", nargs="+", choices=_KINDS, default=list(_KINDS), help="of conditions (all)")
     parser.add_argument("--tasks", nargs="+", default=list(_TASKS), metavar="TASK", help=f"({' '.join(_TASKS)})")
-    parser.add_argument("--episodes", type=int, default=4, metavar="N", help="of each task (4)")
+    parser.add_argument("--episodes", type=int, default=3, metavar="N", help="of each task (3)")
     parser.add_argument("--seed", type=int, default=FIRST_SEED, help=f"of the first episode ({FIRST_SEED})")
     parser.add_argument("--steps", type=int, default=100, metavar="N", help="control ticks of an episode (100)")
     parser.add_argument("--control-hz", type=float, default=CONTROL_HZ, metavar="HZ", help=f"({CONTROL_HZ:g})")

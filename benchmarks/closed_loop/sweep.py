@@ -15,16 +15,17 @@ from benchmarks.closed_loop.runner import Tell, against, serving
 from benchmarks.closed_loop.trained import halves, trained
 from benchmarks.link.synthetic import PROCESSES
 
-DELAYS_MS = (0.0, 100.0, 200.0, 400.0, 700.0, 1000.0)
+DELAYS_MS = (0.0, 100.0, 200.0, 400.0, 1000.0)
 PRECISIONS = ("bf16", "int8", "nf4")  # fp32 is the delay of 0
 CONTROL_HZ = 10.0
 LADDER, PATIENT, BARE = "ladder", "ladder, 1.5 s", "plain"
 _PATIENT_MS = 1500
 # A run whose first action never comes need not wait for longer than it takes to load a small model.
-_START = "simulator.start_s=15"
+_START = "simulator.start_s=20"
 _AGES = ("fallback.max_age_ms", "fallback.deadline_max_ms", "fallback.probe_deadline_ms")
 _SETS = {LADDER: (_START,), PATIENT: (_START, *(f"{name}={_PATIENT_MS}" for name in _AGES)), BARE: ()}
-_LOADING_S, _BETWEEN_S = 9.0, 1.0  # of a run, and of an episode
+_LOADING_S = {DAEMON: 7.0, PLAIN: 3.0}  # of a run
+_BETWEEN_S = 1.0  # of an episode
 _DONE_SHARE = 0.35  # of an episode's time, for one that gets done
 
 
@@ -51,7 +52,8 @@ class Condition:
         how = self.evaluation
         hopeless = self.client == LADDER and how.delay_ms >= 300.0
         share = 1.0 if hopeless else min(1.0, _DONE_SHARE * (1 + how.delay_ms / 300.0))
-        return len(how.tasks) * (_LOADING_S + how.episodes * (_BETWEEN_S + share * how.steps / how.control_hz))
+        episode_s = _BETWEEN_S + share * how.steps / how.control_hz
+        return len(how.tasks) * (_LOADING_S[how.client] + how.episodes * episode_s)
 
 
 @dataclass(frozen=True, slots=True)
