@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--soak", type=float, metavar="MINUTES", help=f"four robots for so long (0; with --full {FULL.soak_minutes:g})"
     )
+    parser.add_argument(
+        "--deadline-ms", type=float, default=QUICK.deadline_s * 1e3, metavar="MS", help="of many robots' calls (1000)"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="tables, pictures and numbers (runs/bench-<time>)")
     parser.add_argument("--compare", type=Path, metavar="OLD", help="results.json of an earlier run; 1 when slower")
     parser.add_argument(
@@ -115,6 +118,9 @@ def _request(arguments: argparse.Namespace) -> Request:
         if arguments.soak and not _SHORTEST_SOAK <= arguments.soak <= 24 * 60:
             raise ConfigError(f"--soak is {arguments.soak:g} minutes; expected 0 or {_SHORTEST_SOAK:g}..1440")
         plan = dataclasses.replace(plan, soak_minutes=arguments.soak)
+    if not 10 <= arguments.deadline_ms <= 60_000:
+        raise ConfigError(f"--deadline-ms is {arguments.deadline_ms:g}; expected 10..60000")
+    plan = dataclasses.replace(plan, deadline_s=arguments.deadline_ms / 1e3)
     if not 1 <= arguments.threads <= 1024:
         raise ConfigError(f"--threads is {arguments.threads}; expected 1..1024")
     return Request(

@@ -138,6 +138,7 @@ def test_a_robot_is_measured_without_torch() -> None:
         (["--soak", "-1"], 2, "--soak"),
         (["--soak", "0.01"], 2, "--soak"),
         (["--threads", "0"], 2, "--threads"),
+        (["--deadline-ms", "0"], 2, "--deadline-ms"),
         (["--what-if", "x=1"], 2, "--what-if"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -135,6 +136,7 @@ class Run:
     def _scale(self) -> None:
         plan, request = self._plan, self._request
         with fleet_site(self._site, self._images, request.instruction) as (job, pid, model, folder):
+            job = dataclasses.replace(job, deadline_s=plan.deadline_s)
             fleets = []
             for count in plan.scale_counts:
                 with self._watch.phase(f"{count} robots on one server", plan.scale_s + 3.0 + count) as step:
@@ -150,6 +152,7 @@ class Run:
             fleet_site(self._site, self._images, self._request.instruction) as (job, pid, model, folder),
             self._watch.phase(f"soak of {minutes:g} minutes", minutes * 60 + 5) as step,
         ):
+            job = dataclasses.replace(job, deadline_s=self._plan.deadline_s)
             fleet = run_fleet(job, pid, _SOAK_ROBOTS, minutes * 60, folder, step)
         self.sections += soak.soak_sections(fleet, model)
         figures.draw_soak(fleet, self._request.out / "soak.png")
