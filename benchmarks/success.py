@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.closed_loop.evaluation import LOCKSTEP, REAL, Evaluation
+from benchmarks.closed_loop.evaluation import DAEMON, LOCKSTEP, PLAIN, REAL, Evaluation
 from benchmarks.closed_loop.filmstrip import shots_of_rollout, write_film, write_strip
 from benchmarks.closed_loop.results import HEADER, Result, plot
 from benchmarks.closed_loop.runner import Findings, run
@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--wrong-colour", action="store_true", help="reach tasks: told another ball than the one judged")
     how = parser.add_argument_group("in which world")
     how.add_argument("--clock", choices=(LOCKSTEP, REAL), default=LOCKSTEP, help="(lockstep)")
+    how.add_argument("--client", choices=(DAEMON, PLAIN), default=DAEMON, help="of the real clock (daemon)")
     how.add_argument("--control-hz", type=float, default=5.0, metavar="HZ", help="of the real clock (5)")
     how.add_argument("--delay-ms", type=float, default=0.0, metavar="MS", help="added to every round trip (real)")
     how.add_argument("--trace", metavar="FILE", help="rate of the uplink, by name or file of benchmarks.link (real)")

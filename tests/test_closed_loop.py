@@ -12,10 +12,10 @@ import pytest
 from PIL import Image as PillowImage
 
 from benchmarks.closed_loop.actors import Blind, Compared, SplitActor, UnsplitActor
-from benchmarks.closed_loop.daemon_runs import linked
 from benchmarks.closed_loop.evaluation import REAL, Evaluation
 from benchmarks.closed_loop.filmstrip import Shot, shots_of_rollout, shots_of_run, spread, write_film, write_strip
 from benchmarks.closed_loop.frame_account import FrameAccount
+from benchmarks.closed_loop.real_clock import linked
 from benchmarks.closed_loop.results import Result, TaskResult, plot
 from benchmarks.closed_loop.rollout import Rollout, Step, roll_out
 from benchmarks.closed_loop.runner import run

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.latency.alternatives import Measured
-from benchmarks.latency.link_tables import control_section, grid_section, read_traces
-from benchmarks.latency.links import Driving, Link, arrives, drive, latency_ms, wire_ms
-from benchmarks.latency.regions import NO_PICTURES, RATES, Cost, measured_costs, parse_what_if, regions
-from benchmarks.latency.ways import Answered, Family
+from benchmarks.end_to_end.alternatives import Measured
+from benchmarks.end_to_end.link_tables import control_section, grid_section, read_traces
+from benchmarks.end_to_end.links import Driving, Link, arrives, drive, latency_ms, wire_ms
+from benchmarks.end_to_end.regions import NO_PICTURES, RATES, Cost, measured_costs, parse_what_if, regions
+from benchmarks.end_to_end.ways import Answered, Family
 from benchmarks.link import Conditions, Trace
 from benchmarks.link.synthetic import FOLDER
 from splitvla_shared.errors import ConfigError

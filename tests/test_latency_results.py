@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.latency import alternatives
-from benchmarks.latency.alternatives import Measured
-from benchmarks.latency.compare import compare, regressions, render
-from benchmarks.latency.fleet import Fleet
-from benchmarks.latency.plan import FULL, QUICK
-from benchmarks.latency.results import Recorded, Section, Summary, read_run, write_run, write_section
-from benchmarks.latency.robot import Job, Told
-from benchmarks.latency.scale import Slope, scale_section, soak_section
-from benchmarks.latency.stages import Ends, control_ms, framework_ms, section
-from benchmarks.latency.ways import Answered, Family
+from benchmarks.end_to_end import alternatives
+from benchmarks.end_to_end.alternatives import Measured
+from benchmarks.end_to_end.compare import compare, regressions, render
+from benchmarks.end_to_end.fleet import Fleet
+from benchmarks.end_to_end.plan import FULL, QUICK
+from benchmarks.end_to_end.results import Recorded, Section, Summary, read_run, write_run, write_section
+from benchmarks.end_to_end.robot import Job, Told
+from benchmarks.end_to_end.scale import scale_section
+from benchmarks.end_to_end.soak import Slope, minutes, soak_sections
+from benchmarks.end_to_end.stages import Ends, control_ms, framework_ms, section
+from benchmarks.end_to_end.ways import Answered, Family
 from splitvla_shared.errors import ConfigError, Unreachable
 from splitvla_shared.nouns import Image, StageTimes
 
@@ -154,10 +155,39 @@ def test_a_leak_shows_as_a_slope_whose_interval_leaves_zero_out() -> None:
     assert slope.half_width < 5
 
 
+def soaked(seconds: int, server_rss: int | None = 100 * MIB) -> Fleet:
+    memory = tuple((float(t), (server_rss or 0) + t % 2, 50 * MIB + t % 2) for t in range(seconds))
+    robot = Told((10.0,) * seconds, tuple(map(float, range(seconds))), {"DeadlineMissed": 1}, 1.0, 50 * MIB, (65.0,))
+    return Fleet((robot,), float(seconds), None, server_rss, memory)
+
+
 def test_a_soak_compares_its_first_quarter_with_its_last() -> None:
-    memory = tuple((float(t), 100 * MIB + t % 2, 50 * MIB + t % 2) for t in range(40))
-    section = soak_section(Fleet((told(40),), 40.0, 0.5, 100 * MIB, memory), "m")
-    assert section.metrics["first quarter"].n == section.metrics["last quarter"].n == 10
+    verdict, _ = soak_sections(soaked(40), "m")
+    assert verdict.metrics["first quarter"].n == verdict.metrics["last quarter"].n == 10
+
+
+def test_a_soak_is_told_minute_by_minute_with_its_misses() -> None:
+    found = minutes(soaked(90))
+    assert [(each.number, each.latency.n if each.latency else 0, each.missed) for each in found] == [
+        (1, 60, 0),
+        (2, 30, 1),
+    ]
+    _, table = soak_sections(soaked(90), "m")
+    assert table.rows[1] == ("2", "30", "10.0", "10.0", "10.0", "1", "100.0", "50.0")
+
+
+def test_a_soak_of_a_remote_server_claims_nothing_of_its_memory() -> None:
+    verdict, table = soak_sections(soaked(90, server_rss=None), "m")
+    assert ("server memory slope, MiB an hour", "-") in verdict.rows
+    assert "its own machine's to tell" in verdict.text
+    assert table.rows[0][-2] == "-"
+
+
+def test_memory_that_wanders_is_given_a_wider_interval_than_memory_that_flickers() -> None:
+    seconds = [float(s) for s in range(600)]
+    wandering = Slope.of(seconds, [100 * MIB + (s // 100 % 2) * MIB for s in range(600)])
+    flickering = Slope.of(seconds, [100 * MIB + (s % 2) * MIB for s in range(600)])
+    assert wandering.half_width > 5 * flickering.half_width
 
 
 def test_a_robot_s_job_reads_back_as_it_was_written(tmp_path: Path) -> None:

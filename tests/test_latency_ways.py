@@ -9,21 +9,24 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
+from benchmarks.end_to_end import alternatives
+from benchmarks.end_to_end.pictures import as_jpeg, from_jpeg
+from benchmarks.end_to_end.rest import RestWay, build_app
+from benchmarks.end_to_end.site import open_ways, start_here
+from benchmarks.end_to_end.ways import Answered, Family, Way
+from benchmarks.end_to_end.websocket import WebsocketWay, dumps, loads, serve_websocket
+from benchmarks.end_to_end.whole import Acted
 from benchmarks.frames import INSTRUCTION, read_frames
-from benchmarks.latency import alternatives
-from benchmarks.latency.__main__ import main
-from benchmarks.latency.pictures import as_jpeg, from_jpeg
-from benchmarks.latency.rest import RestWay, build_app
-from benchmarks.latency.site import open_ways, start_here
-from benchmarks.latency.ways import Answered, Family, Way
-from benchmarks.latency.websocket import WebsocketWay, dumps, loads, serve_websocket
-from benchmarks.latency.whole import Acted
-from benchmarks.processes import free_port
-from splitvla_shared.errors import ObservationError, ServerFault, Unreachable
+from benchmarks.latency import main
+from benchmarks.processes import ServerProcess, free_port
+from splitvla_shared.errors import BundleError, ObservationError, ServerFault, Unreachable
 from splitvla_shared.nouns import Image
+from splitvla_shared.wire.inference_pb2_grpc import InferenceServicer
+from tests.fake_server import serving
 
 
 class _Whole:
@@ -120,7 +123,7 @@ def test_a_baseline_that_is_not_there_is_named_with_the_remedy() -> None:
 
 
 def test_a_robot_is_measured_without_torch() -> None:
-    check = "import sys, benchmarks.latency.__main__; sys.exit('torch' in sys.modules)"
+    check = "import sys, benchmarks.latency; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
@@ -132,8 +135,10 @@ def test_a_robot_is_measured_without_torch() -> None:
         (["--server", "nonsense", "--bundle", "x"], 2, "nonsense"),
         (["--server", "127.0.0.1:1", "--bundle", "/nowhere"], 3, "/nowhere is not a bundle"),
         (["--compare", "/nowhere.json"], 2, "/nowhere.json"),
-        (["--soak-minutes", "-1"], 2, "--soak-minutes"),
+        (["--soak", "-1"], 2, "--soak"),
+        (["--soak", "0.01"], 2, "--soak"),
         (["--threads", "0"], 2, "--threads"),
+        (["--deadline-ms", "0"], 2, "--deadline-ms"),
         (["--what-if", "x=1"], 2, "--what-if"),
     ],
 )
@@ -143,6 +148,50 @@ def test_bad_input_is_one_clear_line(
     assert main([*arguments, "--out", str(tmp_path)]) == code
     [line] = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert says in line
+
+
+def test_a_server_that_refuses_this_robot_is_one_clear_line(
+    tiny_bundles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Refusing(InferenceServicer):
+        def Describe(self, request: object, context: grpc.ServicerContext) -> None:  # noqa: N802
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "robot 'arm3' may not use namespace 'lab'")
+
+    with serving(Refusing()) as address:
+        bundle = ["--bundle", str(tiny_bundles / "edge"), "--unnorm-key", "widowx_tiny"]
+        code = main(["--server", address, *bundle, "--out", str(tmp_path)])
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert code == ServerFault.exit_code
+    assert address in line
+    assert "PERMISSION_DENIED: robot 'arm3' may not use namespace 'lab'" in line
+
+
+def test_a_server_half_is_no_robot_s_half(
+    tiny_bundles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = ["--server", f"127.0.0.1:{free_port()}"]
+    assert main([*server, "--bundle", str(tiny_bundles / "cloud"), "--out", str(tmp_path)]) == BundleError.exit_code
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert "edge" in line
+
+
+def test_the_benchmark_runs_by_its_path_from_any_folder(tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parent.parent / "benchmarks" / "latency.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--sections", "speed"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "--sections speed: unknown" in done.stderr
+
+
+def test_a_robot_and_its_real_server_are_measured_by_stage_rung_and_session(tiny_bundles: Path, tmp_path: Path) -> None:
+    """No link is emulated on top of the real one, and nothing is said of the other machine's memory."""
+    arguments = ["--bundle", str(tiny_bundles / "edge"), "--unnorm-key", "widowx_tiny", "--out", str(tmp_path)]
+    with ServerProcess(tiny_bundles / "cloud", "--threads", "1") as server:
+        assert main(["--server", server.wait_ready(), *arguments, "--sections", "stages,alternatives"]) == 0
+    tables = {path.stem for path in tmp_path.glob("*.md")}
+    assert tables == {"stages", "alternatives"}
+    assert "split, int4" in (tmp_path / "alternatives.md").read_text(encoding="utf-8")
 
 
 def test_every_exact_way_gives_the_reference_s_tokens(tiny_checkpoint: Path, tiny_bundles: Path) -> None:

@@ -4,7 +4,10 @@
     runner          runs it: processes up, episodes one after the other, counts
     actors          who acts: the split policy over gRPC, the unsplit reference, and the ones that are made blind
     rollout         the lockstep clock: observe, act, step, and the world waits for every action
-    daemon_runs     the real clock: the edge daemon drives the world, which waits for nobody
+    real_clock      the real clock: the edge daemon or a plain client drives the world, which waits for nobody
+    plain           the plain client: ask, wait, execute what comes, whatever its age
+    sweep           many conditions on the real clock: delays, traces, precisions, with and without the daemon
+    sweep_report    their table and their picture
     results         successes with their intervals, as a table, as a plot, and on disk
     frame_account   how often tokens repeat from step to step, and how large a frame's JPEG is
     filmstrip       one episode as a picture, with the source of every action drawn on its frame

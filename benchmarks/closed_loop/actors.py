@@ -36,11 +36,17 @@ class SplitActor:
     lockstep is what the model says, not the machine's load.
     """
 
-    def __init__(self, policy: Policy, deadline_s: float = 30.0, pause: Callable[[float], None] = time.sleep) -> None:
-        self._policy, self._deadline_s, self._pause = policy, deadline_s, pause
+    def __init__(
+        self,
+        policy: Policy,
+        deadline_s: float = 30.0,
+        pause: Callable[[float], None] = time.sleep,
+        retries: int = _RETRIES,
+    ) -> None:
+        self._policy, self._deadline_s, self._pause, self._retries = policy, deadline_s, pause, retries
 
     def act(self, observation: Observation) -> ActionChunk:
-        for _ in range(_RETRIES):
+        for _ in range(self._retries):
             with contextlib.suppress(Unreachable, DeadlineMissed):
                 return self._policy.act(observation, deadline_s=self._deadline_s)
             self._pause(_PAUSE_S)

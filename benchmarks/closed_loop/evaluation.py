@@ -11,6 +11,7 @@ from splitvla_shared.codec import parse_scheme
 from splitvla_shared.errors import ConfigError
 
 LOCKSTEP, REAL = "lockstep", "real"
+DAEMON, PLAIN = "daemon", "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,8 @@ class Evaluation:
     """One condition. See the options of benchmarks.success, which are these fields.
 
     checkpoint None: the trained one. bundles None: split anew. unnorm_key None: the only one. delay_ms: added to every
-    round trip. trace: rate of the uplink. sets: `--set` texts for the daemon. out: folder for what comes out, or None.
+    round trip. trace: rate of the uplink. client: the edge daemon with its fallback ladder, or the plain client (real).
+    sets: `--set` texts for the daemon. out: folder for what comes out, or None.
     """
 
     tasks: tuple[str, ...]
@@ -36,6 +38,7 @@ class Evaluation:
     black_image: bool = False
     wrong_colour: bool = False
     clock: str = LOCKSTEP
+    client: str = DAEMON
     control_hz: float = 5.0
     delay_ms: float = 0.0
     trace: str | None = None
@@ -52,10 +55,12 @@ class Evaluation:
             raise ConfigError(
                 f"--episodes {self.episodes}, --steps {self.steps} must be at least 1, --delay-ms {self.delay_ms} 0"
             )
-        if self.clock == LOCKSTEP and (self.delay_ms or self.trace or self.sets):
+        if self.clock == LOCKSTEP and (self.delay_ms or self.trace or self.sets or self.client != DAEMON):
             raise ConfigError(
-                "--delay-ms, --trace and --set need --clock real: in lockstep the world waits for answers"
+                "--delay-ms, --trace, --client and --set need --clock real: in lockstep the world waits for answers"
             )
+        if self.client == PLAIN and self.sets:
+            raise ConfigError("--set is for the daemon; the plain client has no settings")
         if self.clock == REAL and (self.unsplit or self.black_image or self.same_tokens):
             raise ConfigError("--unsplit, --black-image and --same-tokens need --clock lockstep")
         if self.same_tokens and (self.unsplit or self.black_image):
@@ -81,6 +86,7 @@ class Evaluation:
         parts = ["unsplit" if self.unsplit else f"split, {self.scheme}", self.precision]
         parts += [f"encoder {self.encoder}"] if self.encoder != "fp32" else []
         parts += [LOCKSTEP] if self.clock == LOCKSTEP else [f"{self.control_hz:g} Hz"]
+        parts += ["plain client"] if self.client == PLAIN else []
         parts += [f"+{self.delay_ms:g} ms"] if self.delay_ms else []
         parts += [Path(self.trace).stem] if self.trace else []
         parts += ["black image"] if self.black_image else []

@@ -22,13 +22,19 @@ _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """Episodes of one task. steps: of those that succeeded, in the order of their seeds. lost: the world died."""
+    """Episodes of one task. steps: of those that succeeded, in the order of their seeds. lost: the world died.
+
+    On the real clock: ticks and motions of all its episodes, and the oldest picture that an executed action came from.
+    """
 
     task: str
     episodes: int
     successes: int
     steps: tuple[int, ...]
     lost: int = 0
+    ticks: int = 0
+    motions: int = 0
+    oldest_s: float = 0.0
 
     @property
     def share(self) -> float:

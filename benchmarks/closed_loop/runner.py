@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.closed_loop.actors import Actor, Blind, Compared, SplitActor, UnsplitActor
-from benchmarks.closed_loop.daemon_runs import Drive, linked, run_daemon
-from benchmarks.closed_loop.evaluation import LOCKSTEP, Evaluation
+from benchmarks.closed_loop.evaluation import LOCKSTEP, PLAIN, Evaluation
 from benchmarks.closed_loop.frame_account import FrameAccount
+from benchmarks.closed_loop.real_clock import Drive, Driven, linked, run_daemon, run_plain
 from benchmarks.closed_loop.results import TaskResult
 from benchmarks.closed_loop.rollout import Rollout, roll_out
 from benchmarks.closed_loop.trained import halves, trained
@@ -63,24 +63,50 @@ def in_lockstep(evaluation: Evaluation, tell: Tell) -> Findings:
 
 
 def on_the_real_clock(evaluation: Evaluation, tell: Tell) -> Findings:
-    found, overtaken = Findings(), 0
     with (
         halves(evaluation.checkpoint or trained(), evaluation.bundles) as bundles,
-        _serving(evaluation, bundles) as address,
+        serving(evaluation, bundles) as address,
+    ):
+        return against(address, evaluation, bundles, tell)
+
+
+def against(address: str, evaluation: Evaluation, bundles: Path, tell: Tell) -> Findings:
+    """On the real clock, with a server that runs already."""
+    found, overtaken = Findings(), 0
+    with (
         linked(address, evaluation.delay_ms, evaluation.trace) as server,
         tempfile.TemporaryDirectory(prefix="splitvla-runs-") as folder,
+        contextlib.ExitStack() as stack,
     ):
         drive = Drive(bundles / "edge", server, evaluation)
+        world = stack.enter_context(contextlib.closing(open_world())) if evaluation.client == PLAIN else None
         for task in evaluation.tasks:
             tell(f"{task}: {evaluation.episodes} episodes")
-            episodes = run_daemon(drive, task, (evaluation.out or Path(folder)) / f"run-{task}")
-            steps = tuple(each.steps for each in episodes if each.outcome is Outcome.SUCCESS)
-            lost = sum(each.outcome is Outcome.LOST for each in episodes)
-            found.tasks.append(TaskResult(task, len(episodes), len(steps), steps, lost))
-            overtaken += sum(each.overtaken for each in episodes)
+            driven = (
+                run_daemon(drive, task, (evaluation.out or Path(folder)) / f"run-{task}")
+                if world is None
+                else run_plain(drive, task, world)
+            )
+            found.tasks.append(_counted(task, driven))
+            overtaken += sum(each.overtaken for each in driven.episodes)
     lost = sum(result.lost for result in found.tasks)
     found.notes.append(f"Actions overtaken by a newer command: {overtaken}. Episodes lost to a dead simulator: {lost}.")
     return found
+
+
+def _counted(task: str, driven: Driven) -> TaskResult:
+    episodes = driven.episodes
+    steps = tuple(each.steps for each in episodes if each.outcome is Outcome.SUCCESS)
+    return TaskResult(
+        task,
+        len(episodes),
+        len(steps),
+        steps,
+        lost=sum(each.outcome is Outcome.LOST for each in episodes),
+        ticks=sum(each.steps for each in episodes),
+        motions=sum(each.motions for each in episodes),
+        oldest_s=driven.oldest_s,
+    )
 
 
 @contextlib.contextmanager
@@ -104,7 +130,7 @@ def _acting(evaluation: Evaluation) -> Iterator[Actor]:
 
 
 @contextlib.contextmanager
-def _serving(evaluation: Evaluation, bundles: Path) -> Iterator[str]:
+def serving(evaluation: Evaluation, bundles: Path) -> Iterator[str]:
     threads = ("--threads", str(evaluation.threads))
     with ServerProcess(bundles / "cloud", *threads, precision=evaluation.precision) as server:
         yield server.wait_ready(120.0)
@@ -113,7 +139,7 @@ def _serving(evaluation: Evaluation, bundles: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def _connected(evaluation: Evaluation, bundles: Path) -> Iterator[EdgePolicy]:
     with (
-        _serving(evaluation, bundles) as address,
+        serving(evaluation, bundles) as address,
         EdgePolicy.connect(
             bundles / "edge",
             address,

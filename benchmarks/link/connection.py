@@ -177,8 +177,11 @@ class Leg(asyncio.Protocol):
         self._told_end = True
         if self._said_end:
             transport.close()
-        else:
+            return
+        try:
             transport.write_eof()
+        except OSError:  # it was reset a moment ago, which nobody has told us yet
+            transport.close()
 
     def close(self) -> None:
         if self._open_transport is not None:

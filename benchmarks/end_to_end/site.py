@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.latency.ways import Answered, Family, SplitWay, Way
+from benchmarks.end_to_end.ways import Answered, Family, SplitWay, Way
 from benchmarks.processes import ModuleProcess, ProcessLost, ServerProcess
 from splitvla_edge.image_pipelines import build_pipeline
 from splitvla_edge.model import EdgeModel, read_edge_model
@@ -61,7 +61,7 @@ def start_here(
     key = ("--unnorm-key", unnorm_key) if unnorm_key else ()
     options = ("--checkpoint", str(checkpoint), "--bundles", str(bundles), *key)
     options += ("--precision", precision, "--threads", str(threads))
-    serve = "benchmarks.latency.serve"
+    serve = "benchmarks.end_to_end.serve"
     processes: dict[str, ModuleProcess] = {}
     with contextlib.ExitStack() as stack:
         processes["split"] = ServerProcess(bundles / "cloud", "--threads", str(threads), precision=precision)
@@ -135,7 +135,7 @@ def _local_ways(site: Site) -> Iterator[Way]:
     if site.checkpoint is None or site.bundles is None:
         return
     # The robot of a split holds no torch: it is imported only where the whole model is to run here.
-    from benchmarks.latency.whole import EngineSettings, Whole, open_whole
+    from benchmarks.end_to_end.whole import EngineSettings, Whole, open_whole
 
     def answer(whole: Whole) -> Callable[[Image, str], Answered]:
         def act(image: Image, instruction: str) -> Answered:
@@ -162,9 +162,9 @@ def _picture_ways(site: Site, model: EdgeModel, via: Callable[[str], str]) -> It
     square = build_pipeline(model.image_pipeline, "none", model.spec, model.fill)
     if baselines.rest is None and baselines.websocket is None and baselines.websocket_split_engine is None:
         return
-    from benchmarks.latency.pictures import as_jpeg
-    from benchmarks.latency.rest import RestWay
-    from benchmarks.latency.websocket import WebsocketWay
+    from benchmarks.end_to_end.pictures import as_jpeg
+    from benchmarks.end_to_end.rest import RestWay
+    from benchmarks.end_to_end.websocket import WebsocketWay
 
     def jpeg(image: Image) -> bytes:
         return as_jpeg(square(image))

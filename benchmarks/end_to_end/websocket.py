@@ -20,9 +20,9 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from benchmarks.latency.pictures import Prepare, from_jpeg
-from benchmarks.latency.ways import Answered, Family
-from benchmarks.latency.whole import Whole
+from benchmarks.end_to_end.pictures import Prepare, from_jpeg
+from benchmarks.end_to_end.ways import Answered, Family
+from benchmarks.end_to_end.whole import Whole
 from splitvla_shared.errors import ServerFault, SplitVLAError, Unreachable
 from splitvla_shared.nouns import Image
 
@@ -121,7 +121,7 @@ class WebsocketWay:
         try:
             self._client, kind = open_client(host, int(port))
         except (OSError, WebSocketException) as error:
-            command = "python -m benchmarks.latency.serve websocket --help"
+            command = "python -m benchmarks.end_to_end.serve websocket --help"
             raise Unreachable(f"no websocket server at {address}; start one there: {command}") from error
         self.name = name.format(client=kind)
 

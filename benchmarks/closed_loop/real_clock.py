@@ -1,4 +1,4 @@
-"""The real clock: the edge daemon drives the world over a link, and the world waits for nobody."""
+"""The real clock: the edge daemon or a plain client drives the world over a link, and the world waits for nobody."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.closed_loop.actors import SplitActor
 from benchmarks.closed_loop.evaluation import Evaluation
+from benchmarks.closed_loop.plain import PlainClient
 from benchmarks.link import UP, Conditions, LinkProxy
 from benchmarks.link.synthetic import PROCESSES, path_of
 from benchmarks.link.traces import TraceError, read_rates
 from benchmarks.processes import ProcessLost
+from splitvla_edge import EdgePolicy
 from splitvla_edge.episodes import Episode, read_episodes
+from splitvla_edge.record import STEPS_FILE, read_steps
+from splitvla_edge.robots.metaworld.adapter import action_space
+from splitvla_edge.robots.simulator.world import SimulatorSettings, World
+from splitvla_shared.codec import parse_scheme
 from splitvla_shared.errors import ConfigError
 
 # What a benchmark needs and an operator would not want: a hold lasts to the episode's end, so that every episode is
@@ -51,8 +58,35 @@ def linked(address: str, delay_ms: float, trace: str | None) -> Iterator[str]:
         yield link.address
 
 
-def run_daemon(drive: Drive, task: str, run_dir: Path) -> Sequence[Episode]:
-    """Episodes of one task, one after the other in one run. Raises ProcessLost when the daemon fails."""
+@dataclass(frozen=True, slots=True)
+class Driven:
+    """Episodes of one task, and the oldest picture that an executed action came from."""
+
+    episodes: Sequence[Episode]
+    oldest_s: float
+
+
+def run_plain(drive: Drive, task: str, world: World) -> Driven:
+    """The plain client, in this process."""
+    how, period_s = drive.how, 1 / drive.how.control_hz
+    with EdgePolicy.connect(
+        drive.bundle,
+        drive.server,
+        unnorm_key=how.unnorm_key,
+        scheme=parse_scheme(how.scheme),
+        threads=how.threads,
+        encoder=how.encoder,
+        connect_timeout_s=_START_S,
+    ) as policy:
+        actor = SplitActor(policy, retries=0)
+        space = action_space(period_s, SimulatorSettings().max_speed_m_s)
+        client = PlainClient(world, actor, space, period_s=period_s, limit=how.steps)
+        played = [client.play(task, how.seed + number, how.instruction(task), number) for number in range(how.episodes)]
+    return Driven([each.episode for each in played], max(each.oldest_s for each in played))
+
+
+def run_daemon(drive: Drive, task: str, run_dir: Path) -> Driven:
+    """The daemon, episodes one after the other in one run. Raises ProcessLost when it fails."""
     how = drive.how
     command = [sys.executable, "-m", "splitvla_edge", "run", "--bundle", str(drive.bundle), "--server", drive.server]
     command += ["--robot", f"metaworld:{task}", "--instruction", how.instruction(task), "--run-dir", str(run_dir)]
@@ -68,4 +102,5 @@ def run_daemon(drive: Drive, task: str, run_dir: Path) -> Sequence[Episode]:
         raise ProcessLost(f"{task}: {how.episodes} episodes did not end in {limit_s:.0f} s") from error
     if done.returncode:
         raise ProcessLost(f"{task}: the daemon ended with {done.returncode}: {done.stderr[-500:]}")
-    return read_episodes(run_dir)
+    ages = [record.age_ms for record in read_steps(run_dir / STEPS_FILE) if record.age_ms is not None]
+    return Driven(read_episodes(run_dir), max(ages, default=0.0) / 1e3)

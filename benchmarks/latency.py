@@ -1,10 +1,18 @@
-"""The command line of the latency benchmark: who is measured, how much, and where the results go."""
+"""The latency benchmark: how fast, how many bytes, and whether the split is the right choice at all.
+
+    python benchmarks/latency.py                                          everything here, on a small model
+    python benchmarks/latency.py --server HOST:PORT --bundle bundles/edge this robot against that server
+    python -m benchmarks.latency ...                                      the same, from the checkout's folder
+
+This file is the command line: who is measured, how much, and where the results go. The parts are in end_to_end/.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import dataclasses
+import os
 import shlex
 import sys
 import tempfile
@@ -12,33 +20,45 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+if not __package__:  # run by its path: neither this process nor its children would find the package that it is in
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
+
+from benchmarks.end_to_end import alternatives, compare, results
+from benchmarks.end_to_end.plan import FULL, QUICK, Watch
+from benchmarks.end_to_end.regions import parse_what_if
+from benchmarks.end_to_end.results import Recorded, Section
+from benchmarks.end_to_end.run import ALL, THERE, Request, Run
+from benchmarks.end_to_end.site import Baselines, Site, start_here
 from benchmarks.frames import CLIP, INSTRUCTION
-from benchmarks.latency import alternatives, compare, results
-from benchmarks.latency.plan import FULL, QUICK, Plan, Watch
-from benchmarks.latency.regions import parse_what_if
-from benchmarks.latency.results import Recorded, Section
-from benchmarks.latency.run import ALL, Request, Run
-from benchmarks.latency.site import Baselines, Site, start_here
 from benchmarks.link.synthetic import FOLDER as TRACES
 from benchmarks.processes import ProcessLost
 from splitvla_edge.link import check_address
 from splitvla_edge.security import Security
 from splitvla_shared.command_line import run_command
-from splitvla_shared.errors import ConfigError, Unreachable
+from splitvla_shared.errors import ConfigError, SplitVLAError, Unreachable
 
 _PROG = "python -m benchmarks.latency"
 _SEED = 0
+_SHORTEST_SOAK = 0.2  # minutes: fewer samples give no slope
 _WORSE = 1  # exit code: slower than --compare, or a way that promised the reference's tokens gave others
 _OWN_MODEL = "a small model with openvla-7b's bytes"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog=_PROG, description="Latency of the split and of its alternatives: docs in benchmarks/RESULTS.md"
+        prog=_PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--full", action="store_true", help="more of everything (quick: below three minutes here)")
-    parser.add_argument("--sections", default=",".join(ALL), help=f"any of {','.join(ALL)} (all)")
-    parser.add_argument("--soak-minutes", type=float, default=0.0, metavar="N", help="four robots for so long (0)")
+    parser.add_argument(
+        "--sections", metavar="NAME,...", help=f"any of {','.join(ALL)} (all; with --server {','.join(THERE)})"
+    )
+    parser.add_argument(
+        "--soak", type=float, metavar="MINUTES", help=f"four robots for so long (0; with --full {FULL.soak_minutes:g})"
+    )
+    parser.add_argument(
+        "--deadline-ms", type=float, default=QUICK.deadline_s * 1e3, metavar="MS", help="of many robots' calls (1000)"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="tables, pictures and numbers (runs/bench-<time>)")
     parser.add_argument("--compare", type=Path, metavar="OLD", help="results.json of an earlier run; 1 when slower")
     parser.add_argument(
@@ -57,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     there.add_argument("--bundle", type=Path, metavar="DIR", help="the edge half")
     there.add_argument("--encoder", default="fp32", metavar="NAME")
     there.add_argument("--provider", default="auto", metavar="NAME")
-    there.add_argument("--rest", metavar="HOST:PORT", help="of `python -m benchmarks.latency.serve rest`")
+    there.add_argument("--rest", metavar="HOST:PORT", help="of `python -m benchmarks.end_to_end.serve rest`")
     there.add_argument("--websocket", metavar="HOST:PORT", help="of `... serve websocket`")
     there.add_argument("--websocket-split-engine", metavar="HOST:PORT", help="of `... serve websocket --engine split`")
     for name, what in (("ca", "the authority"), ("cert", "the robot's certificate"), ("key", "its private key")):
@@ -75,8 +95,12 @@ def _bench(arguments: argparse.Namespace) -> int:
         run = Run(request, site, watch)
         try:
             run.run()
-        except ProcessLost as error:
-            raise Unreachable(str(error)) from error
+        except (ProcessLost, SplitVLAError) as error:
+            if run.sections:  # what was measured before a server went away is kept
+                _write(run.sections, request.out, command, yardstick_ms)
+            if isinstance(error, ProcessLost):
+                raise Unreachable(str(error)) from error
+            raise
     recorded = _write(run.sections, request.out, command, yardstick_ms)
     wrong = alternatives.differing(run.measured)
     if wrong:
@@ -85,14 +109,20 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _request(arguments: argparse.Namespace) -> Request:
-    sections = tuple(name.strip() for name in arguments.sections.split(",") if name.strip())
+    usual = ",".join(ALL if arguments.server is None else THERE)
+    sections = tuple(name.strip() for name in (arguments.sections or usual).split(",") if name.strip())
     if unknown := set(sections) - set(ALL):
         raise ConfigError(f"--sections {','.join(sorted(unknown))}: unknown; any of {','.join(ALL)}")
-    if not 0 <= arguments.soak_minutes <= 24 * 60:
-        raise ConfigError(f"--soak-minutes is {arguments.soak_minutes}; expected 0..1440")
+    plan = FULL if arguments.full else QUICK
+    if arguments.soak is not None:
+        if arguments.soak and not _SHORTEST_SOAK <= arguments.soak <= 24 * 60:
+            raise ConfigError(f"--soak is {arguments.soak:g} minutes; expected 0 or {_SHORTEST_SOAK:g}..1440")
+        plan = dataclasses.replace(plan, soak_minutes=arguments.soak)
+    if not 10 <= arguments.deadline_ms <= 60_000:
+        raise ConfigError(f"--deadline-ms is {arguments.deadline_ms:g}; expected 10..60000")
+    plan = dataclasses.replace(plan, deadline_s=arguments.deadline_ms / 1e3)
     if not 1 <= arguments.threads <= 1024:
         raise ConfigError(f"--threads is {arguments.threads}; expected 1..1024")
-    plan: Plan = dataclasses.replace(FULL if arguments.full else QUICK, soak_minutes=arguments.soak_minutes)
     return Request(
         plan=plan,
         out=arguments.out or Path("runs") / time.strftime("bench-%Y%m%d-%H%M%S"),

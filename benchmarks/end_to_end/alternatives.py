@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.latency.results import Section, Summary
-from benchmarks.latency.ways import Answered, Family, Way
+from benchmarks.end_to_end.results import Section, Summary
+from benchmarks.end_to_end.ways import Answered, Family, Way
 from splitvla_shared.errors import LinkError
 from splitvla_shared.nouns import Image
 

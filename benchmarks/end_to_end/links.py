@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.latency.alternatives import Measured
-from benchmarks.latency.results import Summary
-from benchmarks.latency.ways import Answered
+from benchmarks.end_to_end.alternatives import Measured
+from benchmarks.end_to_end.results import Summary
+from benchmarks.end_to_end.ways import Answered
 from benchmarks.link import Conditions, Trace
 
 RATES_MBPS = (10.0, 50.0, 100.0, 1000.0)

@@ -1,6 +1,6 @@
 """A baseline server: the whole model behind `POST /act` or openpi's websocket.
 
-    python -m benchmarks.latency.serve rest --checkpoint DIR --bundles DIR --listen 127.0.0.1:8000
+    python -m benchmarks.end_to_end.serve rest --checkpoint DIR --bundles DIR --listen 127.0.0.1:8000
 
 It has no TLS and no authentication, like what it stands for: for a closed lab and a benchmark only.
 """
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.latency.whole import ENGINES, EngineSettings, Whole, open_whole
+from benchmarks.end_to_end.whole import ENGINES, EngineSettings, Whole, open_whole
 from splitvla_cloud.settings import split_address
 from splitvla_shared.command_line import run_command
 from splitvla_shared.errors import ConfigError
@@ -22,13 +22,13 @@ from splitvla_shared.errors import ConfigError
 def _serve_rest(whole: Whole, listener: socket.socket) -> None:
     import uvicorn
 
-    from benchmarks.latency.rest import build_app
+    from benchmarks.end_to_end.rest import build_app
 
     uvicorn.Server(uvicorn.Config(build_app(whole), log_level="error")).run(sockets=[listener])
 
 
 def _serve_websocket(whole: Whole, listener: socket.socket) -> None:
-    from benchmarks.latency.websocket import serve_websocket
+    from benchmarks.end_to_end.websocket import serve_websocket
 
     serve_websocket(whole, listener)
 
@@ -38,7 +38,7 @@ KINDS: dict[str, Callable[[Whole, socket.socket], None]] = {"rest": _serve_rest,
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.latency.serve",
+        prog="python -m benchmarks.end_to_end.serve",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.latency.results import Section, Summary
+from benchmarks.end_to_end.results import Section, Summary
 from splitvla_edge.channel import Channel, FrameSeen, Message
 from splitvla_edge.control import ControlLoop
 from splitvla_edge.fallback import Asked, Chunk, Command, FallbackSettings, Ready, State

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.latency.alternatives import Measured
-from benchmarks.latency.ways import Family
+from benchmarks.end_to_end.alternatives import Measured
+from benchmarks.end_to_end.ways import Family
 from splitvla_shared.errors import ConfigError
 
 FAMILIES = tuple(Family)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.latency.robot import Job, Told
+from benchmarks.end_to_end.robot import Job, Told
 from benchmarks.processes import ProcessLost
 
 _START_S = 2.0  # for the processes to be up, and as much again a robot and core
@@ -60,6 +60,11 @@ class Fleet:
                 total[kind] = total.get(kind, 0) + count
         return total
 
+    @property
+    def missed(self) -> str:
+        """The misses in words."""
+        return ", ".join(f"{number} {kind}" for kind, number in sorted(self.misses.items())) or "none"
+
 
 def run_fleet(
     job: Job, server_pid: int | None, count: int, seconds: float, folder: Path, step: Callable[[float], object]
@@ -88,7 +93,7 @@ def _start(job: Job, index: int, count: int, start_at: float, seconds: float, fo
     mine = dataclasses.replace(job, name=f"robot{index}", start_at=begins, end_at=start_at + seconds)
     file = folder / f"robot{index}.json"
     mine.write(file)
-    command = [sys.executable, "-m", "benchmarks.latency.robot", str(file)]
+    command = [sys.executable, "-m", "benchmarks.end_to_end.robot", str(file)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -7,11 +7,11 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.latency.alternatives import Measured, measure
-from benchmarks.latency.links import Driven, Driving, Link, drive, grid, latency_ms, wire_ms
-from benchmarks.latency.results import Section, Summary
-from benchmarks.latency.site import Site, open_ways
-from benchmarks.latency.ways import Way
+from benchmarks.end_to_end.alternatives import Measured, measure
+from benchmarks.end_to_end.links import Driven, Driving, Link, drive, grid, latency_ms, wire_ms
+from benchmarks.end_to_end.results import Section, Summary
+from benchmarks.end_to_end.site import Site, open_ways
+from benchmarks.end_to_end.ways import Way
 from benchmarks.link import DOWN, UP, LinkProxy
 from benchmarks.link.traces import TraceError, read_rates
 from splitvla_shared.errors import ConfigError

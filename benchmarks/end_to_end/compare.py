@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks import report
-from benchmarks.latency.results import Recorded
+from benchmarks.end_to_end.results import Recorded
 
 # A change counts when it is above this share, and above so many standard errors of both medians.
 LEAST_CHANGE = 0.10

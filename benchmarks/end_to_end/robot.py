@@ -1,6 +1,6 @@
 """A robot that sends recorded embeddings at its control rate: one process of the scale table and of the soak.
 
-    python -m benchmarks.latency.robot JOB.json      (started by scale.py; prints one JSON object at its end)
+    python -m benchmarks.end_to_end.robot JOB.json      (started by scale.py; prints one JSON object at its end)
 
 It encodes nothing, so that the processors belong to the server that is measured. One call in flight, the newest frame
 wins, nothing is repeated: what EdgePolicy does, without the model.
@@ -22,6 +22,7 @@ import psutil
 
 from splitvla_edge.calls import CameraPayload, InferCall
 from splitvla_edge.link import GrpcLink
+from splitvla_edge.security import Security
 from splitvla_shared.errors import LinkError
 from splitvla_shared.nouns import EncodedTensor, Scheme
 
@@ -30,7 +31,10 @@ _CONNECT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """payloads: files of one camera's payload each. start_at, end_at: monotonic seconds of this machine."""
+    """payloads: files of one camera's payload each. start_at, end_at: monotonic seconds of this machine.
+
+    tls: files of authority, certificate and key, or none.
+    """
 
     server: str
     fingerprint: str
@@ -44,6 +48,7 @@ class Job:
     name: str = ""
     start_at: float = 0.0
     end_at: float = 0.0
+    tls: tuple[str, ...] = ()
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
@@ -51,25 +56,24 @@ class Job:
     @classmethod
     def read(cls, path: Path) -> Job:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**fields | {"shape": tuple(fields["shape"]), "payloads": tuple(fields["payloads"])})
+        return cls(**fields | {name: tuple(fields[name]) for name in ("shape", "payloads", "tls")})
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a robot saw. latencies_ms, at_s: of each answer, and when it came after the start."""
+    """What a robot saw. latencies_ms: of each answer. at_s, missed_at_s: after the start, of answers, misses."""
 
     latencies_ms: tuple[float, ...]
     at_s: tuple[float, ...]
     misses: dict[str, int]
     cpu_s: float
     rss_bytes: int
+    missed_at_s: tuple[float, ...] = ()
 
     @classmethod
     def read(cls, text: str) -> Told:
         fields = json.loads(text)
-        return cls(
-            tuple(fields["latencies_ms"]), tuple(fields["at_s"]), fields["misses"], fields["cpu_s"], fields["rss_bytes"]
-        )
+        return cls(**fields | {name: tuple(fields[name]) for name in ("latencies_ms", "at_s", "missed_at_s")})
 
 
 def drive(job: Job) -> Told:
@@ -79,7 +83,8 @@ def drive(job: Job) -> Told:
     latencies: list[float] = []
     at: list[float] = []
     misses: Counter[str] = Counter()
-    with GrpcLink(job.server) as link:
+    missed_at: list[float] = []
+    with GrpcLink(job.server, security=Security(*map(Path, job.tls)) if job.tls else None) as link:
         link.describe(_CONNECT_S)
         session, frame, period = secrets.randbits(64), 0, 1 / job.control_hz
         time.sleep(max(0.0, job.start_at - time.monotonic()))
@@ -95,13 +100,14 @@ def drive(job: Job) -> Told:
                 link.infer(_call(job, session, frame, tensors), job.deadline_s)
             except LinkError as error:
                 misses[type(error).__name__] += 1
+                missed_at.append(time.monotonic() - job.start_at)
             else:
                 ended = time.monotonic()
                 latencies.append((ended - started) * 1e3)
                 at.append(ended - job.start_at)
     process = psutil.Process()
     cpu_s = sum(process.cpu_times()[:2]) - cpu_before
-    return Told(tuple(latencies), tuple(at), dict(misses), cpu_s, process.memory_info().rss)
+    return Told(tuple(latencies), tuple(at), dict(misses), cpu_s, process.memory_info().rss, tuple(missed_at))
 
 
 def _call(job: Job, session: int, frame: int, tensors: Sequence[EncodedTensor]) -> InferCall:

@@ -14,11 +14,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import ListedColormap
 
-from benchmarks.latency.alternatives import Measured
-from benchmarks.latency.fleet import Fleet
-from benchmarks.latency.regions import FAMILIES, NO_PICTURES, RATES, RTTS, Cost, Regions, regions
-from benchmarks.latency.results import Summary
-from benchmarks.latency.ways import Answered, Family
+from benchmarks.end_to_end.alternatives import Measured
+from benchmarks.end_to_end.fleet import Fleet
+from benchmarks.end_to_end.regions import FAMILIES, NO_PICTURES, RATES, RTTS, Cost, Regions, regions
+from benchmarks.end_to_end.results import Summary
+from benchmarks.end_to_end.soak import minutes, slopes
+from benchmarks.end_to_end.ways import Answered, Family
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 _FAMILY_COLOURS: Mapping[Family, str] = {
@@ -125,15 +126,29 @@ def draw_scale(fleets: Sequence[Fleet], hz: float, path: Path, model: str) -> No
 
 
 def draw_soak(fleet: Fleet, path: Path) -> None:
-    """Memory of the server and of one robot over the time."""
+    """Latency minute by minute, and memory of the server and of one robot over the time, with its slope."""
     _style()
-    figure, axes = plt.subplots(2, 1, figsize=(10, 4.2), sharex=True, layout="constrained")
-    minutes = [row[0] / 60 for row in fleet.memory]
-    for axis, side, name, colour in ((axes[0], 1, "server", "#0072B2"), (axes[1], 2, "one robot", "#009E73")):
-        axis.plot(minutes, [row[side] / (1 << 20) for row in fleet.memory], color=colour)
+    figure, axes = plt.subplots(3, 1, figsize=(10, 6.0), sharex=True, layout="constrained")
+    answered = [minute for minute in minutes(fleet) if minute.latency is not None]
+    middles = [minute.number - 0.5 for minute in answered]
+    for name, colour, style in (("p50", "#0072B2", "o-"), ("p99", "#D55E00", "s--")):
+        axes[0].plot(middles, [getattr(each.latency, name) for each in answered], style, color=colour, label=name)
+    axes[0].set_ylim(bottom=0)
+    axes[0].set_ylabel("ms a call")
+    axes[0].legend(frameon=False, ncols=2)
+    server, robot = slopes(fleet)
+    seen = [row[0] / 60 for row in fleet.memory]
+    sides = ((axes[1], 1, "server", "#0072B2", server), (axes[2], 2, "one robot", "#009E73", robot))
+    for axis, side, name, colour, slope in sides:
         axis.set_ylabel(f"{name}, MiB")
-    axes[1].set_xlabel("minutes")
-    figure.suptitle(f"Memory, {len(fleet.robots)} robots on one server", x=0.01, ha="left", fontweight="bold")
+        if slope is None:
+            axis.text(0.5, 0.5, "on another machine", transform=axis.transAxes, ha="center")
+            continue
+        axis.plot(seen, [row[side] / (1 << 20) for row in fleet.memory], color=colour)
+        axis.set_title(f"{slope} MiB an hour", loc="right", fontsize=9)
+    axes[-1].set_xlabel("minutes")
+    answers = f"{len(fleet.latencies_ms):,} answers, misses: {fleet.missed}"
+    figure.suptitle(f"{len(fleet.robots)} robots on one server: {answers}", x=0.01, ha="left", fontweight="bold")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -21,7 +21,7 @@ _FEWEST = 4  # frames that a percentile is still asked of
 class Plan:
     """frames: a way. socket_frames: a way and link. scale_s: for each of scale_counts. soak_minutes: 0 for none.
 
-    budget_s: for the frames of the ways and the sockets together.
+    deadline_s: of a call where many robots share a server. budget_s: for the frames of ways and sockets together.
     """
 
     frames: int
@@ -30,6 +30,7 @@ class Plan:
     scale_counts: tuple[int, ...]
     scale_s: float
     soak_minutes: float = 0.0
+    deadline_s: float = 1.0
     budget_s: float = math.inf
 
     def fitted(self, round_s: float) -> Plan:
@@ -40,7 +41,7 @@ class Plan:
 
 
 QUICK = Plan(10, 500, 2, (1, 4, 16), 3.0, budget_s=60.0)
-FULL = Plan(100, 5000, 10, (1, 2, 4, 8, 16), 20.0)
+FULL = Plan(100, 5000, 10, (1, 2, 4, 8, 16), 20.0, soak_minutes=10.0)
 
 
 class Watch:

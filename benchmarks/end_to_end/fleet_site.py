@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.latency.robot import Job
-from benchmarks.latency.site import Site
+from benchmarks.end_to_end.robot import Job
+from benchmarks.end_to_end.site import Site
 from benchmarks.processes import ServerProcess
 from splitvla_edge.encoder import OnnxEncoder
 from splitvla_edge.image_pipelines import build_pipeline
@@ -33,7 +33,9 @@ def fleet_site(site: Site, images: Sequence[Image], instruction: str) -> Iterato
         frames = images[:: max(1, len(images) // _FRAMES)][:_FRAMES]
         if not site.pids:
             job = _record(site.edge_bundle, site.unnorm_key, frames, instruction, folder)
-            yield dataclasses.replace(job, server=site.server), None, "the model of the tables above", folder
+            tls = () if site.security is None else (site.security.ca, site.security.cert, site.security.key)
+            job = dataclasses.replace(job, server=site.server, tls=tuple(map(str, tls)))
+            yield job, None, "the model of the tables above", folder
             return
         # torch is only where the servers are
         from benchmarks.checkpoint import PRESETS, write_checkpoint

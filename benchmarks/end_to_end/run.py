@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.end_to_end import alternatives, figures, link_tables, scale, soak, stages
+from benchmarks.end_to_end.alternatives import Measured, measure
+from benchmarks.end_to_end.fleet import run_fleet
+from benchmarks.end_to_end.fleet_site import fleet_site
+from benchmarks.end_to_end.links import Driving
+from benchmarks.end_to_end.plan import Plan, Watch
+from benchmarks.end_to_end.regions import Cost, WhatIf, measured_costs
+from benchmarks.end_to_end.results import Section
+from benchmarks.end_to_end.site import Site, open_ways
 from benchmarks.frames import CLIP, INSTRUCTION
-from benchmarks.latency import alternatives, figures, link_tables, scale, stages
-from benchmarks.latency.alternatives import Measured, measure
-from benchmarks.latency.fleet import run_fleet
-from benchmarks.latency.fleet_site import fleet_site
-from benchmarks.latency.links import Driving
-from benchmarks.latency.plan import Plan, Watch
-from benchmarks.latency.regions import Cost, WhatIf, measured_costs
-from benchmarks.latency.results import Section
-from benchmarks.latency.site import Site, open_ways
 from benchmarks.link.synthetic import FOLDER as TRACES
 from splitvla_edge.robots.replay import open_source
 from splitvla_shared.nouns import Scheme, StageTimes
 
 ALL = ("stages", "alternatives", "links", "scale")
+# Of a robot and its server: there is a real link between them, and an emulated one would come on top of it.
+THERE = ("stages", "alternatives", "scale")
 _SOAK_ROBOTS = 4
 _RAW_BYTES = 3 * 224 * 224
 _JPEG_BYTES = 24_000
@@ -133,6 +136,7 @@ class Run:
     def _scale(self) -> None:
         plan, request = self._plan, self._request
         with fleet_site(self._site, self._images, request.instruction) as (job, pid, model, folder):
+            job = dataclasses.replace(job, deadline_s=plan.deadline_s)
             fleets = []
             for count in plan.scale_counts:
                 with self._watch.phase(f"{count} robots on one server", plan.scale_s + 3.0 + count) as step:
@@ -148,8 +152,9 @@ class Run:
             fleet_site(self._site, self._images, self._request.instruction) as (job, pid, model, folder),
             self._watch.phase(f"soak of {minutes:g} minutes", minutes * 60 + 5) as step,
         ):
+            job = dataclasses.replace(job, deadline_s=self._plan.deadline_s)
             fleet = run_fleet(job, pid, _SOAK_ROBOTS, minutes * 60, folder, step)
-        self.sections.append(scale.soak_section(fleet, model))
+        self.sections += soak.soak_sections(fleet, model)
         figures.draw_soak(fleet, self._request.out / "soak.png")
 
 

@@ -16,9 +16,9 @@ import json_numpy
 import requests
 from fastapi import FastAPI, Request, Response
 
-from benchmarks.latency.pictures import Prepare, from_jpeg
-from benchmarks.latency.ways import DEADLINE_S, Answered, Family
-from benchmarks.latency.whole import Whole
+from benchmarks.end_to_end.pictures import Prepare, from_jpeg
+from benchmarks.end_to_end.ways import DEADLINE_S, Answered, Family
+from benchmarks.end_to_end.whole import Whole
 from splitvla_shared.errors import ServerFault, Unreachable
 from splitvla_shared.nouns import Image
 
@@ -70,7 +70,7 @@ class RestWay:
             self._session.get(self._url, timeout=5.0)
         except requests.RequestException as error:
             raise Unreachable(
-                f"no REST server at {address}; start one there: python -m benchmarks.latency.serve rest --help"
+                f"no REST server at {address}; start one there: python -m benchmarks.end_to_end.serve rest --help"
             ) from error
 
     def act(self, image: Image, instruction: str) -> Answered:
