@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +15,14 @@ import numpy as np
 import pytest
 import torch
 
+from splitvla_cloud.__main__ import build_parser
 from splitvla_cloud.engine.interface import Frame, Outcome, Tokens
 from splitvla_cloud.engine.vllm_engine import VllmEngine
-from splitvla_shared.errors import EarlyStop, RequestRejected, ServerFault
+from splitvla_cloud.precision import Precision
+from splitvla_cloud.server import ServerSettings, load_backbone
+from splitvla_cloud.vllm_backbone import VllmBackbone
+from splitvla_shared.errors import ConfigError, EarlyStop, RequestRejected, ServerFault
+from tests.cloud_fakes import fake_bundle
 
 DIMS, HIDDEN, VOCABULARY, EOS = 4, 8, 50, 2
 
@@ -188,3 +196,34 @@ def test_what_the_model_cannot_take_is_refused(engine: VllmEngine, library: Fake
             engine.admit(wrong)
     assert not library.requests
     assert engine.step() == []
+
+
+def test_a_machine_without_vllm_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ConfigError, match=r"engine vllm needs vLLM.*splitvla\[cloud,vllm\].*or use engine torch"):
+        VllmBackbone.load(fake_bundle(tmp_path), "fp32", "cpu")
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4", "fp8"])
+def test_a_precision_that_vllm_is_not_asked_for_is_refused(tmp_path: Path, precision: Precision) -> None:
+    with pytest.raises(ConfigError, match=f"precision {precision} is not offered with engine vllm; use fp32 or bf16"):
+        VllmBackbone.load(fake_bundle(tmp_path), precision, "cpu")
+
+
+def test_the_engine_is_a_setting_of_serve(tmp_path: Path) -> None:
+    assert build_parser().parse_args(["serve", "--engine", "vllm"]).engine == "vllm"
+    assert ServerSettings().engine == "torch"
+    settings = ServerSettings(engine="vllm", precision="int8", device="cpu")
+    with pytest.raises(ConfigError, match="not offered with engine vllm"):
+        load_backbone(fake_bundle(tmp_path), settings)
+
+
+def test_nothing_of_vllm_may_listen_on_or_ask_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    for name in ("VLLM_HOST_IP", "VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE", "VLLM_ENABLE_V1_MULTIPROCESSING"):
+        monkeypatch.setenv(name, "")
+    with pytest.raises(ConfigError):
+        VllmBackbone.load(fake_bundle(tmp_path), "fp32", "cpu")
+    assert os.environ["VLLM_HOST_IP"] == "127.0.0.1"
+    assert os.environ["VLLM_NO_USAGE_STATS"] == os.environ["HF_HUB_OFFLINE"] == "1"
+    assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
