@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class FakeBackbone:
     """
 
     vocab_size = 32064
+    pass_costs: Mapping[int, float] = {}
 
     def __init__(
         self, answer: Callable[[FloatArray], tuple[int, ...]] | None = None, held: bool = False, capacity: int = 1

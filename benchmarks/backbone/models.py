@@ -12,7 +12,8 @@ from benchmarks.checkpoint.language import llama_config
 from benchmarks.checkpoint.sizes import PRESETS as CHECKPOINTS
 from benchmarks.checkpoint.sizes import Sizes
 from benchmarks.checkpoint.weights import LOUDNESS, plan
-from splitvla_cloud.precision import NUMERICS, Precision, keep_libraries_offline_and_quiet
+from splitvla_cloud.engine.fp8 import convert_to_fp8
+from splitvla_cloud.precision import NUMERICS, Precision, check_device, keep_libraries_offline_and_quiet
 from splitvla_shared.errors import ConfigError
 
 PRESETS: dict[str, Sizes] = {
@@ -21,7 +22,7 @@ PRESETS: dict[str, Sizes] = {
     "7b": CHECKPOINTS["7b"],
 }
 # Bytes a weight of a layer takes; nf4 has a float32 scale, itself quantised to about a byte, for 64 weights.
-WEIGHT_BYTES: dict[str, float] = {"fp32": 4, "bf16": 2, "int8": 1, "nf4": 0.5 + 1 / 64}
+WEIGHT_BYTES: dict[str, float] = {"fp32": 4, "bf16": 2, "int8": 1, "nf4": 0.5 + 1 / 64, "fp8": 1}
 _ROOT = "language_model."
 
 
@@ -32,12 +33,15 @@ def random_llama(sizes: Sizes, precision: Precision, device: str, seed: int) -> 
     """
     if precision not in WEIGHT_BYTES:
         raise ConfigError(f"precision {precision!r} is not measured here; any of {', '.join(WEIGHT_BYTES)}")
+    check_device(precision, device)
     keep_libraries_offline_and_quiet()
     try:
         model = _empty(sizes, NUMERICS[precision].dtype, device)
         _draw(model, sizes, torch.Generator(device).manual_seed(seed))
         if NUMERICS[precision].quantization is not None:
             _quantise(model.model.layers, precision, device)
+        if NUMERICS[precision].fp8:
+            convert_to_fp8(model)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"{sizes.llm_layers} layers in {precision} do not fit {device}; take another preset"

@@ -22,8 +22,8 @@ from splitvla_shared.errors import ConfigError
 
 _TEXT = 128  # room for a prompt as long as the graphs that `warm_up` captures
 _CPU_WARM_UPS, _CUDA_WARM_UPS = 1, 3  # a compiled generate() is warm behind its third call
-# Products of LLM.int8 run at a rate of their own, which torch offers no call to measure.
-_NO_ROOFLINE = ("int8",)
+# Products of LLM.int8 and fp8 run at rates of their own, which `roofline.measure` does not measure.
+_NO_ROOFLINE = ("int8", "fp8")
 
 Tell = Callable[[str], None]
 
@@ -105,8 +105,8 @@ def _contenders(
     vocabulary = PRESETS[plan.preset].vocab_rows
     undrafted = ours(backbone, None, vocabulary, random)
     found = {Condition(precision, EAGER): library(model, plan.device, None)}
-    # What transformers would compile on CUDA must not be bitsandbytes' kernels.
-    if NUMERICS[precision].quantization is None:
+    # What transformers would compile on CUDA must be plain layers.
+    if NUMERICS[precision].quantization is None and not NUMERICS[precision].fp8:
         found[Condition(precision, STATIC)] = library(model, plan.device, "static")
     found[Condition(precision, OURS)] = undrafted
     for percent in (0, 50, 90, 100):

@@ -18,7 +18,7 @@ from splitvla_shared.image_pipelines import parse_image_pipeline
 PRECISIONS = ("fp32", "bf16", "int8", "nf4", "fp8")
 # Options of `serve` that are settings of the same name.
 _SERVE_OPTIONS = (
-    *("bundle", "precision", "decode", "max_batch", "listen", "device", "threads"),
+    *("bundle", "precision", "engine", "decode", "max_batch", "listen", "device", "threads"),
     *("tls_cert", "tls_key", "tls_client_ca"),
     *("bind_wait_s", "drain_s", "insecure_lab"),
 )
@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--precision", choices=PRECISIONS, help="of the backbone's weights (as split stored it, or bf16)"
     )
+    serve.add_argument("--engine", choices=("torch", "vllm"), help="what computes: ours, or vLLM (torch)")
     serve.add_argument(
         "--decode",
         choices=("greedy", "action-only"),

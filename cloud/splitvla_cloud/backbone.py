@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 
@@ -17,6 +16,7 @@ from splitvla_cloud.engine.interface import Frame, Outcome, Tokens
 from splitvla_cloud.engine.llama import Llama
 from splitvla_cloud.engine.runner import CudaGraph
 from splitvla_cloud.engine.torch_engine import TorchEngine
+from splitvla_cloud.engine.warm_up import warm_up
 from splitvla_cloud.precision import (
     NUMERICS,
     Precision,
@@ -33,10 +33,8 @@ from splitvla_shared.bundle import Bundle
 from splitvla_shared.errors import BundleError, ConfigError
 from splitvla_shared.nouns import FloatArray
 
-_WARM_UP_PROMPT = 24  # ids of a usual instruction: kernels are chosen and memory is laid out for such a length
-_WARM_UP_RUNS = 2
 # A prompt around the longest legal instruction has fewer, unless it is written in rare scripts.
-_TEXT_TOKENS = 768
+TEXT_TOKENS = 768
 # Prompts of these lengths and less have their CUDA graphs; longer ones run without.
 _TEXT_BUCKETS = (32, 64)
 
@@ -64,6 +62,7 @@ class Backbone:
         self._allowed = range(self.vocab_size) if allowed is None else allowed
         self.precision = precision
         self.device = device
+        self.pass_costs: Mapping[int, float] = {}
         eos = model.generation_config.eos_token_id
         self._eos = frozenset(eos if isinstance(eos, list) else [eos])
         context = int(model.config.max_position_embeddings)
@@ -93,8 +92,8 @@ class Backbone:
         fit this machine.
         """
         model, device = load_model(bundle, precision, device)
-        tokens = bundle.spec.max_cameras * bundle.spec.patches + _TEXT_TOKENS
-        backbone = cls(model, precision, device, _allowed(bundle, decode), capacity=capacity, tokens=tokens)
+        tokens = bundle.spec.max_cameras * bundle.spec.patches + TEXT_TOKENS
+        backbone = cls(model, precision, device, allowed_ids(bundle, decode), capacity=capacity, tokens=tokens)
         if not backbone._eos - {None}:
             raise BundleError(f"{bundle.path}/generation_config.json names no eos_token_id; split again")
         return backbone
@@ -152,18 +151,20 @@ class Backbone:
         return logits
 
     def warm_up(self, patches: int, dims: int) -> None:
-        """Run a request of usual length, so that the first robot does not pay for lazy initialisation.
+        """Run requests of usual length, so that the first robot does not pay for lazy initialisation.
 
         On CUDA the passes of usual shapes are captured as graphs first, where the precision can be.
         """
-        hidden = self._model.config.hidden_size
-        noise = np.random.default_rng(0).standard_normal((patches, hidden), dtype=np.float32) * np.float32(0.02)
         if self.device != "cpu" and NUMERICS[self.precision].graphs:
             lengths = [patches + text + dims for text in _TEXT_BUCKETS]
             self.engine.capture(lengths, dims, CudaGraph)
-        frame = Frame(0, 0, (1,) * _WARM_UP_PROMPT, noise, dims, math.inf)
-        for _ in range(_WARM_UP_RUNS):
-            self._alone(frame, frozenset())  # no id ends it: every step is to run
+        self.pass_costs = warm_up(
+            lambda frame: self.engine.admit(frame, frozenset()),
+            self.engine.step,
+            patches=(patches, self._model.config.hidden_size),
+            dims=dims,
+            capacity=self.capacity,
+        )
 
     def _alone(self, frame: Frame, eos: frozenset[int]) -> Tokens:
         self.engine.admit(frame, eos)
@@ -180,23 +181,32 @@ def load_model(bundle: Bundle, precision: Precision, device: str) -> tuple[Any, 
     device = select_device(device)
     check_device(precision, device)
     keep_libraries_offline_and_quiet()
-    config = _read_config(bundle.path)
+    config = read_config(bundle)
+    check_shapes(precision, device, _linears(config))
+    return _read_model(bundle, precision, device), device
+
+
+def allowed_ids(bundle: Bundle, decode: Decode) -> range | None:
+    """Ids that an answer may hold, None for the whole vocabulary."""
+    spec = bundle.spec
+    return action_ids(spec.action_vocab_size, spec.action_bins) if decode == "action-only" else None
+
+
+def read_config(bundle: Bundle) -> Any:
+    """LlamaConfig of the folder; read here because transformers takes a missing file for a model of default sizes.
+
+    Raises BundleError when it is none, or not as wide as the spec says.
+    """
+    config = _parse_config(bundle.path)
     if config.hidden_size != bundle.spec.embed_dim:
         raise BundleError(
             f"{bundle.path}: the backbone is {config.hidden_size} wide, the spec says {bundle.spec.embed_dim}; "
             "split again"
         )
-    check_shapes(precision, device, _linears(config))
-    return _read_model(bundle, precision, device), device
+    return config
 
 
-def _allowed(bundle: Bundle, decode: Decode) -> range | None:
-    spec = bundle.spec
-    return action_ids(spec.action_vocab_size, spec.action_bins) if decode == "action-only" else None
-
-
-def _read_config(path: Path) -> Any:
-    """LlamaConfig of the folder; read here because transformers takes a missing file for a model of default sizes."""
+def _parse_config(path: Path) -> Any:
     from transformers import LlamaConfig
 
     try:

@@ -55,11 +55,13 @@ def load_backbone(bundle: Bundle, settings: ServerSettings) -> Engine:
     from splitvla_cloud.backbone import Backbone as LlamaBackbone
     from splitvla_cloud.golden import INSTRUCTION, check_backbone
     from splitvla_cloud.precision import parse_precision
+    from splitvla_cloud.vllm_backbone import VllmBackbone
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     precision = parse_precision(settings.precision)
-    backbone = LlamaBackbone.load(bundle, precision, settings.device, settings.decode, capacity=settings.max_batch)
+    load = VllmBackbone.load if settings.engine == "vllm" else LlamaBackbone.load
+    backbone = load(bundle, precision, settings.device, settings.decode, capacity=settings.max_batch)
     backbone.warm_up(bundle.spec.patches, bundle.spec.chunk_length * bundle.spec.max_action_dims)
     check_backbone(backbone, Prompt.load(bundle.path, bundle.spec).ids(INSTRUCTION), bundle.spec, bundle.path)
     return backbone

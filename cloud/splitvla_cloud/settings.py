@@ -27,6 +27,7 @@ class ServerSettings:
     hang_s: a forward pass that takes longer makes the server say NOT_SERVING until it ends.
 
     precision: "auto" is what `split` quantised the bundle to, otherwise bf16.
+    engine: "torch" is ours; "vllm" needs the extra of that name.
     decode: "greedy" picks from the whole vocabulary, as the reference does; "action-only" from the action ids alone, so
     that an answer can neither end early nor hold another id.
     threads: of the CPU's arithmetic, none = torch's own choice.
@@ -37,6 +38,7 @@ class ServerSettings:
 
     bundle: Path | None = None
     precision: Literal["auto", "fp32", "bf16", "int8", "nf4", "fp8"] = "auto"
+    engine: Literal["torch", "vllm"] = "torch"
     decode: Literal["greedy", "action-only"] = "greedy"
     listen: str = "127.0.0.1:50051"
     device: str = "auto"

@@ -238,6 +238,10 @@ class GpuWorker:
             logger.exception("loading the model failed")
             self.ready.set_exception(ServerFault(f"the model can't be loaded: {_first_line(error)}"))
             return None
+        now = self._clock()
+        with self._wake:
+            for frames, seconds in engine.pass_costs.items():
+                self._cost.learn(frames, seconds, now)
         self.ready.set_result(engine)
         return engine
 

@@ -8,4 +8,6 @@ fp8.py           linear layers in 8-bit floats, activations too
 kv_cache.py      keys and values of every robot, allocated once
 runner.py        runs a pass: directly, or as a captured CUDA graph where the shape has one
 torch_engine.py  our engine: slots, passes, faults
+vllm_engine.py   vLLM behind the same interface
+warm_up.py       the passes before the first robot's, and what they cost
 """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from splitvla_shared.errors import RequestRejected
 from splitvla_shared.nouns import FloatArray
 
 
@@ -24,6 +26,23 @@ class Frame:
     dims: int
     deadline: float
     draft: tuple[int, ...] = ()
+
+
+def check_frame(frame: Frame, *, hidden: int, tokens: int, free: int, capacity: int) -> None:
+    """Can an engine take this frame in? hidden: width of a patch. tokens: of the longest sequence. free: places of
+    `capacity`. Raises RequestRejected.
+    """
+    length = len(frame.prompt_ids) + len(frame.patches) + frame.dims
+    if length > tokens:
+        raise RequestRejected(
+            f"prompt, {len(frame.patches)} patches and answer are {length} tokens, the model takes {tokens}; "
+            "shorten the instruction or send fewer cameras"
+        )
+    if frame.patches.ndim != 2 or frame.patches.shape[1] != hidden or not frame.dims or not free:
+        raise RequestRejected(
+            f"frame {frame.sequence}: patches {frame.patches.shape}, {frame.dims} ids; expected patches "
+            f"(n, {hidden}), at least one id, and one of {capacity} places free"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +78,10 @@ class Engine(Protocol):
 
     @property
     def capacity(self) -> int: ...
+
+    @property
+    def pass_costs(self) -> Mapping[int, float]:
+        """Seconds that a pass with so many new frames took while warming up; empty when none was timed."""
 
     def describe(self) -> str:
         """One line for people: precision, device, parameters, memory."""

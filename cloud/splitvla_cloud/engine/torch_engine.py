@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 import torch
 
 from splitvla_cloud.engine.answer import Answer
-from splitvla_cloud.engine.interface import Frame, Outcome, Tokens
+from splitvla_cloud.engine.interface import Frame, Outcome, Tokens, check_frame
 from splitvla_cloud.engine.llama import Llama, Shape
 from splitvla_cloud.engine.runner import Capture, Rectangle, Runner
-from splitvla_shared.errors import EarlyStop, RequestRejected, ServerFault, SplitVLAError
+from splitvla_shared.errors import EarlyStop, ServerFault, SplitVLAError
 from splitvla_shared.nouns import FloatArray
 
 # Prompts of nearly equal length share a rectangle; others would pay for each other's padding.
@@ -62,17 +62,7 @@ class TorchEngine:
 
     def admit(self, frame: Frame, eos: frozenset[int] | None = None) -> None:
         """As the interface says; eos: other ids that end this answer."""
-        length = len(frame.prompt_ids) + len(frame.patches) + frame.dims
-        if length > self._tokens:
-            raise RequestRejected(
-                f"prompt, {len(frame.patches)} patches and answer are {length} tokens, the model takes {self._tokens}; "
-                "shorten the instruction or send fewer cameras"
-            )
-        if frame.patches.ndim != 2 or frame.patches.shape[1] != self._llama.hidden or not frame.dims or not self._free:
-            raise RequestRejected(
-                f"frame {frame.sequence}: patches {frame.patches.shape}, {frame.dims} ids; expected patches "
-                f"(n, {self._llama.hidden}), at least one id, and one of {self.capacity} places free"
-            )
+        check_frame(frame, hidden=self._llama.hidden, tokens=self._tokens, free=len(self._free), capacity=self.capacity)
         prompt = [frame.prompt_ids[0], *[0] * len(frame.patches), *frame.prompt_ids[1:]]
         answer = Answer(frame.dims, frame.draft, self._eos if eos is None else eos)
         self._sequences.append(_Sequence(frame, self._free.pop(), prompt, answer))
