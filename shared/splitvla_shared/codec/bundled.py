@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from splitvla_shared.bundle import Bundle
 from splitvla_shared.codec.tables import CodecTables
 from splitvla_shared.errors import BundleError
@@ -21,12 +23,13 @@ def read_tables(bundle: Bundle) -> CodecTables | None:
         data = file.read_bytes()
     except OSError as error:
         raise BundleError(f"{file}: {error.strerror}; copy the bundle again or calibrate again") from error
-    tables = CodecTables.from_bytes(data)
-    if tables.sha256 != spec.codec_sha256:
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != spec.codec_sha256:
         raise BundleError(
-            f"{file} has SHA-256 {tables.sha256[:12]}, spec.json says {spec.codec_sha256[:12]}; "
+            f"{file} has SHA-256 {sha256[:12]}, spec.json says {spec.codec_sha256[:12]}; "
             "copy both halves of one calibration"
         )
+    tables = CodecTables.from_bytes(data)
     if tables.shape != (spec.patches, spec.embed_dim):
         raise BundleError(
             f"{file} is for embeddings of {tables.shape}, this model's are {(spec.patches, spec.embed_dim)}; "

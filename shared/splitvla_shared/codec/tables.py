@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +45,11 @@ ALPHABETS = (
 )
 MAX_RUNGS, MAX_COLUMNS, MAX_LANES = 16, 4096, 1024
 _LARGEST = 1e30
+# What numpy, zipfile and zlib raise on a file that is not what it claims to be; NotImplementedError is a RuntimeError.
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, RuntimeError, MemoryError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,7 +159,7 @@ class CodecTables:
                 rungs=tuple(rungs),
                 sha256=hashlib.sha256(data).hexdigest(),
             )
-        except (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             reason = (str(error) or type(error).__name__)[:200]
             raise BundleError(f"the codec tables can't be read: {reason}; copy them again or calibrate") from error
 
