@@ -108,8 +108,8 @@ def learn(
 def measure(codec: TransformCodec, clips: Sequence[Clip]) -> tuple[RungCost, ...]:
     """What each rung costs and keeps on these clips, frame by frame as a robot would send them."""
     tables = codec.tables
-    channel_mean = tables.mean.mean(axis=0, dtype=np.float64).astype(np.float32)
-    coefficients = [[np.asarray((frame - channel_mean) @ tables.analysis) for frame in clip] for clip in clips]
+    mean, analysis = tables.channel_mean, tables.analysis
+    coefficients = [[np.asarray((frame - mean) @ analysis, np.float32) for frame in clip] for clip in clips]
     return tuple(_measure_rung(codec, index, clips, coefficients) for index in range(len(tables.rungs)))
 
 

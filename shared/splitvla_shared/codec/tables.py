@@ -1,6 +1,6 @@
 """What calibration learned about a robot's frames, as both machines hold it: mean, basis, steps, probability tables.
 
-One file, `codec-*.npz`, the same bytes in both bundles; its SHA-256 is part of the fingerprint. Whatever decides
+One file, `codec.npz`, the same bytes in both bundles; its SHA-256 is part of the fingerprint. Whatever decides
 what is on the wire is an integer here. Floats only turn coefficients into numbers on the robot, and numbers into an
 embedding on the server: there a rounding makes a rounding, never another number.
 """
@@ -96,6 +96,11 @@ class CodecTables:
     @property
     def columns(self) -> int:
         return int(self.analysis.shape[1])
+
+    @property
+    def channel_mean(self) -> FloatArray:
+        """float32 (dim,): what coefficients are counted from, (embedding - channel_mean) @ analysis."""
+        return np.asarray(self.mean.mean(axis=0, dtype=np.float64), np.float32)
 
     def to_bytes(self) -> bytes:
         """The file. Raises nothing: what was checked can be written."""
