@@ -17,7 +17,7 @@ from splitvla_edge.encoder import OnnxEncoder
 from splitvla_edge.image_pipelines import build_pipeline
 from splitvla_edge.images import check_image
 from splitvla_edge.link import GrpcLink, check_addresses
-from splitvla_edge.model import EdgeModel, check_accepted, check_same_model, read_edge_model
+from splitvla_edge.model import EdgeModel, check_accepted, check_same_model, read_edge_model, read_ladder
 from splitvla_edge.probe import probed
 from splitvla_edge.providers import AUTO, Selection
 from splitvla_edge.security import Security
@@ -26,6 +26,7 @@ from splitvla_edge.transforms import find_transform
 from splitvla_shared.actions import Detokenized, detokenize
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.codec import encode
+from splitvla_shared.codec.tables import CodecTables
 from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import (
     BundleError,
@@ -86,12 +87,15 @@ class EdgePolicy:
         image_pipeline: str | None = None,
         camera_transform: str = "none",
         action_transform: str = "none",
+        tables: CodecTables | None = None,
+        rungs: tuple[Rung, ...] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Parts that are already open; `open` opens them. No network is touched before `handshake`.
 
         image_pipeline: hf, eval or eval-crop, None for the bundle's own. camera_transform: none or rotate180.
         action_transform: none, libero or simpler; what becomes of the un-normalised action.
+        tables: of the bundle's codec. rungs: the payload ladder, best first; None: `scheme` and the plain ones below.
         """
         if len(robot) > MAX_ROBOT_NAME_CHARS or not robot.isprintable():
             raise ConfigError(f"robot name {robot!r} must be printable and at most {MAX_ROBOT_NAME_CHARS} characters")
@@ -102,7 +106,7 @@ class EdgePolicy:
             )
         self._square, self._transform = _conventions(model, image_pipeline, camera_transform, action_transform)
         self.model = model
-        self.rungs = plain_ladder(scheme, (model.spec.patches, model.spec.embed_dim))
+        self.rungs = rungs or plain_ladder(scheme, (model.spec.patches, model.spec.embed_dim))
         self.server: ServerDescription | None = None
         self.selection: Selection | None = None
         self._encoder, self._link, self._robot, self._clock = encoder, link, robot, clock
@@ -118,7 +122,7 @@ class EdgePolicy:
         *,
         unnorm_key: str | None = None,
         robot: str = "robot",
-        scheme: Scheme = Scheme.BF16,
+        scheme: Scheme | str = Scheme.BF16,
         image_pipeline: str | None = None,
         camera_transform: str = "none",
         action_transform: str = "none",
@@ -133,6 +137,7 @@ class EdgePolicy:
         server: HOST:PORT, or several with commas between them, the preferred one first. hedge_ms: when a call without
         an answer is sent to a second server as well; None: never.
         encoder: fp32, or fp16 or int8 where the bundle has them. provider: auto, tensorrt, cuda or cpu.
+        scheme: the top of the payload ladder: a scheme, or the name of one or of a rung of the bundle's codec.
 
         Raises BundleError, ConfigError, ObservationError (unknown `unnorm_key`).
         """
@@ -147,16 +152,19 @@ class EdgePolicy:
                 hedge_after_s = None if hedge_ms is None else hedge_ms / 1e3
                 link = ServerPool([first, *others], model.spec.fingerprint, hedge_after_s=hedge_after_s)
             _conventions(model, image_pipeline, camera_transform, action_transform)  # nor should any other name
-            onnx = probed(OnnxEncoder(opened, threads, variant=encoder, provider=provider), opened, encoder)
+            tables, rungs = read_ladder(opened, scheme)
+            onnx = OnnxEncoder(opened, threads, variant=encoder, provider=provider, tables=tables)
+            probed(onnx, opened, encoder)
             policy = cls(
                 model,
                 onnx,
                 link,
                 robot=robot,
-                scheme=scheme,
                 image_pipeline=image_pipeline,
                 camera_transform=camera_transform,
                 action_transform=action_transform,
+                tables=tables,
+                rungs=rungs,
             )
         except BaseException:
             link.close()
@@ -172,7 +180,7 @@ class EdgePolicy:
         *,
         unnorm_key: str | None = None,
         robot: str = "robot",
-        scheme: Scheme = Scheme.BF16,
+        scheme: Scheme | str = Scheme.BF16,
         image_pipeline: str | None = None,
         camera_transform: str = "none",
         action_transform: str = "none",
