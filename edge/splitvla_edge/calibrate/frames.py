@@ -40,10 +40,15 @@ def find_sources(paths: Sequence[Path]) -> list[Path]:
 
 
 def select(sources: Sequence[Path], hz: float, most: int) -> list[Selection]:
-    """At most `most` frames of all sources, `hz` a second, as the robot will send them. Raises ConfigError."""
-    share = max(_RUN, most // max(1, len(sources)))
+    """At most `most` frames, `hz` a second, as the robot will send them, of all sources or of some evenly spaced.
+
+    Raises ConfigError for a source that can't be opened.
+    """
+    taken = min(len(sources), max(1, most // _RUN))
+    share = most // taken
     selections = []
-    for path in sources:
+    for index in np.linspace(0, len(sources) - 1, taken).round().astype(int):
+        path = sources[index]
         opened = _open(path)
         opened.close()
         every = max(1, round(opened.fps / hz))

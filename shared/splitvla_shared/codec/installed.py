@@ -57,7 +57,7 @@ class Parcel:
         try:
             if path.stat().st_size > _MAX_PARCEL_BYTES:
                 raise BundleError(f"{path} is too large to be a codec parcel")
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 if int(file["format"]) != _PARCEL_FORMAT:
                     raise BundleError(f"{path} is a parcel of format {int(file['format'])}, made by another version")
                 data, spec = file["tables"].tobytes(), ModelSpec.from_json(json.loads(file["spec"].tobytes()))
