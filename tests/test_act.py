@@ -15,7 +15,7 @@ from PIL import Image as PilImage
 from splitvla_edge.act import ActRequest, ActResult, act_once, render_json, render_text
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.errors import BundleError, ConfigError, ObservationError, Unreachable
-from splitvla_shared.nouns import ActionChunk, Scheme, StageTimes
+from splitvla_shared.nouns import ActionChunk, StageTimes
 from splitvla_shared.wire import inference_pb2 as pb
 from tests.fake_server import FakeServicer, description, serving
 
@@ -29,7 +29,7 @@ RESULT = ActResult(
         stages=StageTimes(encode_ms=12.5, total_ms=40.25),
         wire_bytes=282_624,
     ),
-    Scheme.INT4_ZSTD,
+    "int4_zstd",
     "bridge_orig",
 )
 
@@ -51,8 +51,8 @@ def test_json_keeps_the_actions_bits() -> None:
 
 def test_a_longer_chunk_is_a_list_of_actions() -> None:
     chunk = ActionChunk(0, np.array([[1.0, 2.0], [3.0, 4.0]]), "cloud")
-    assert json.loads(render_json(ActResult(chunk, Scheme.F32, "k")))["action"] == [[1.0, 2.0], [3.0, 4.0]]
-    assert "4.000000" in render_text(ActResult(chunk, Scheme.F32, "k"))
+    assert json.loads(render_json(ActResult(chunk, "f32", "k")))["action"] == [[1.0, 2.0], [3.0, 4.0]]
+    assert "4.000000" in render_text(ActResult(chunk, "f32", "k"))
 
 
 def test_text_shows_tokens_actions_clipping_times_and_bytes() -> None:
@@ -102,7 +102,6 @@ def _request(frame: Path, **changes: Any) -> ActRequest:
 @pytest.mark.parametrize(
     ("changes", "error", "reason"),
     [
-        ({"scheme": "jpeg"}, ConfigError, r"'jpeg'.*f32"),
         ({"deadline_s": 0.0}, ConfigError, "deadline_s is 0"),
         ({"connect_timeout_s": float("nan")}, ConfigError, "connect_timeout_s is nan"),
         ({"tls_ca": "ca.pem"}, ConfigError, "tls_cert, tls_key"),
@@ -117,6 +116,11 @@ def test_what_is_wrong_with_a_request_is_said_before_anything_is_loaded(
 ) -> None:
     with pytest.raises(error, match=reason):
         act_once(_request(image, **changes))
+
+
+def test_an_unknown_scheme_is_named_with_the_schemes_and_rungs_that_there_are(tiny_bundles: Path, image: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'jpeg'.*f32.*rungs, bf16, int8, int4 \(its codec is not calibrated"):
+        act_once(_request(image, bundle=tiny_bundles / "edge", scheme="jpeg", unnorm_key="widowx_tiny"))
 
 
 def test_no_server_is_unreachable_with_the_time_waited(tiny_bundles: Path, image: Path) -> None:

@@ -273,5 +273,6 @@ def test_the_command_ends_with_zero_only_when_nothing_failed(
     server.blind = True
     assert main(command) == 1
     assert json.loads(capsys.readouterr().out)["ok"] is False
-    assert main([*command, "--scheme", "jpeg"]) == ConfigError.exit_code
+    assert main([*command, "--scheme", "jpeg"]) == 1
+    assert "'jpeg'" in json.loads(capsys.readouterr().out)["checks"][1]["found"]
     assert main([*command, "--budget-s", "nan"]) == ConfigError.exit_code

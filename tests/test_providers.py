@@ -14,7 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from splitvla_edge.encoder import OnnxEncoder
 from splitvla_edge.engine_cache import EngineKey, engine_folder, user_cache_root
 from splitvla_edge.machine_names import accelerator_name
-from splitvla_edge.providers import PROVIDERS, Options, Selection, Session, embedding, select
+from splitvla_edge.providers import PROVIDERS, Options, Selection, Session, infer, select
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.errors import ConfigError
 
@@ -155,7 +155,7 @@ def test_the_cpu_of_this_machine_runs_for_real(tiny_bundles: Path) -> None:
     bundle = open_bundle(tiny_bundles / "edge", "edge")
     auto, cpu = (OnnxEncoder(bundle, threads=1, provider=name) for name in ("auto", "cpu"))
     image = np.full((bundle.spec.image_size,) * 2 + (3,), 77, np.uint8)
-    np.testing.assert_array_equal(cpu.embed(image), embedding(cpu.selection.session, image))
+    np.testing.assert_array_equal(cpu.embed(image), infer(cpu.selection.session, image))
     assert cpu.selection.name == "cpu"
     assert auto.selection.name in PROVIDERS
     assert np.linalg.norm(auto.embed(image) - cpu.embed(image)) <= TOLERANCE * np.linalg.norm(cpu.embed(image))

@@ -20,7 +20,7 @@ from splitvla_shared.errors import BundleError, CheckpointError
 from splitvla_shared.image_pipelines import ImagePipeline
 from splitvla_shared.spec import Resize
 
-FILES = {"encoder.onnx", "statistics.json", "probe.json", "spec.json"}
+FILES = {"encoder.onnx", "statistics.json", "probe.json", "sensitivity.npy", "spec.json"}
 
 
 @pytest.fixture

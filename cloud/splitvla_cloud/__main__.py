@@ -52,6 +52,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_verify(commands.add_parser("verify", help="hold the bundles against the checkpoint, stage by stage"))
 
+    adopt = commands.add_parser("adopt-codec", help="put what `splitvla-edge calibrate` learned into a cloud bundle")
+    adopt.add_argument("parcel", type=Path, help="the file that `calibrate` wrote on the robot's side")
+    adopt.add_argument("--bundle", type=Path, required=True, help="the cloud half that `split` made")
+    adopt.set_defaults(command=_adopt_codec)
+
     serve = commands.add_parser("serve", help="serve the backbone of a cloud bundle over gRPC")
     serve.add_argument("--bundle", help="the cloud half that `split` made")
     serve.add_argument(
@@ -149,6 +154,14 @@ def _verify(arguments: argparse.Namespace) -> int:
     if found.agreement:
         print(f"\n{found.agreement}")
     found.check()
+    return 0
+
+
+def _adopt_codec(arguments: argparse.Namespace) -> int:
+    from splitvla_shared.codec.installed import Parcel, install
+
+    spec = install(arguments.bundle, Parcel.read(arguments.parcel))
+    print(f"{arguments.bundle} is now model {spec.fingerprint[:16]}; restart the server that serves it")
     return 0
 
 

@@ -64,6 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_act(commands.add_parser("act", help="ask for one action and print it"))
     _add_run(commands.add_parser("run", help="run the daemon: camera and robot, one safe command every tick"))
     _add_doctor(commands.add_parser("doctor", help="check camera, encoder, link, server and model before a run"))
+    _add_calibrate(
+        commands.add_parser("calibrate", help="learn from your frames to send them in a hundredth of the bytes")
+    )
     watch = commands.add_parser("watch", help="show a run live, from its folder")
     watch.add_argument("run_dir", type=Path)
     watch.set_defaults(command=_watch)
@@ -79,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unnorm-key", metavar="KEY", help="the dataset whose statistics scale the action")
-    parser.add_argument("--scheme", help="payload scheme, e.g. f32, bf16, int8, int4-zstd (bf16)")
+    parser.add_argument("--scheme", help="payload scheme or codec rung, e.g. int8, db36: the best to send (bf16)")
     parser.add_argument("--threads", type=int, metavar="N", help="of the encoder (all cores)")
     parser.add_argument("--encoder", metavar="NAME", help="fp32, or fp16 or int8 where the bundle has them (fp32)")
     parser.add_argument("--provider", metavar="NAME", help="auto, tensorrt, cuda or cpu, whatever passes a test (auto)")
@@ -142,6 +145,70 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_doctor)
 
 
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Learn a transform code from camera frames, without gradients, and write it into the bundle under a new "
+        "fingerprint; docs/codec.md says how to read the table. The edge and the cloud half must both get it: name "
+        "--cloud-bundle where it is on this machine, otherwise carry the file over that is written."
+    )
+    parser.add_argument("--bundle", type=Path, required=True, help="the edge half that `split` made")
+    parser.add_argument(
+        "--frames",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="folders of images, videos, or run folders",
+    )
+    parser.add_argument("--cloud-bundle", type=Path, metavar="DIR", help="the cloud half, where it is on this machine")
+    parser.add_argument("--parcel", type=Path, metavar="FILE", help="to carry to the cloud half (beside the bundle)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--weighted", action="store_true", default=None, help="by what the backbone reacts to (where `split` wrote it)"
+    )
+    which.add_argument("--plain", dest="weighted", action="store_false", help="by energy alone")
+    parser.add_argument("--columns", type=int, default=512, metavar="N", help="most coefficients of a patch (512)")
+    parser.add_argument("--max-frames", type=int, default=240, metavar="N", help="most frames to embed (240)")
+    parser.add_argument("--hz", type=float, default=5.0, help="frames a second that the robot will send (5)")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the table; needs matplotlib")
+    parser.add_argument("--image-pipeline", metavar="NAME", help="hf, eval or eval-crop (the bundle's own)")
+    parser.add_argument("--camera-transform", default="none", metavar="NAME", help="none or rotate180 (none)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the encoder (all cores)")
+    parser.add_argument("--provider", default="auto", metavar="NAME", help="auto, tensorrt, cuda or cpu (auto)")
+    parser.set_defaults(command=_calibrate)
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from splitvla_edge.calibrate.command import CalibrateRequest, calibrate
+    from splitvla_edge.calibrate.report import StageBars, print_costs
+
+    request = CalibrateRequest(
+        bundle=arguments.bundle,
+        frames=tuple(arguments.frames),
+        cloud_bundle=arguments.cloud_bundle,
+        parcel=arguments.parcel,
+        weighted=arguments.weighted,
+        columns=arguments.columns,
+        most_frames=arguments.max_frames,
+        hz=arguments.hz,
+        plot=arguments.plot,
+        image_pipeline=arguments.image_pipeline,
+        camera_transform=arguments.camera_transform,
+        threads=arguments.threads,
+        provider=arguments.provider,
+    )
+    with StageBars(sys.stderr) as progress:
+        found = calibrate(request, progress)
+    print_costs(found.costs, sys.stdout)
+    basis = "weighted by what the backbone reacts to" if found.weighted else "by energy alone"
+    print(f"learned from {found.learned} frames, measured on {found.held_out} others; {basis}")
+    print(f"{request.bundle} is now model {found.spec.fingerprint[:16]}; restart what uses it")
+    if found.parcel is not None:
+        print(f"the cloud bundle must get it too: carry over {found.parcel}, and run there")
+        print(f"  splitvla-cloud adopt-codec --bundle CLOUD_BUNDLE {found.parcel.name}")
+    return 0
+
+
 def _act(arguments: argparse.Namespace) -> int:
     from splitvla_edge.act import ActRequest, act_once, render_json, render_text
 
@@ -174,13 +241,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from splitvla_edge.doctor import doctor
     from splitvla_edge.doctor_checks import DoctorSettings
     from splitvla_edge.security import Security
-    from splitvla_shared.codec import parse_scheme
 
     settings = DoctorSettings(
         bundle=arguments.bundle,
         server=arguments.server,
         device=arguments.device,
-        scheme=parse_scheme(arguments.scheme or "bf16"),
+        scheme=arguments.scheme or "bf16",
         unnorm_key=arguments.unnorm_key,
         encoder=arguments.encoder or "fp32",
         provider=arguments.provider or "auto",

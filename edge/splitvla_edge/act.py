@@ -12,7 +12,6 @@ from splitvla_edge.images import load_image
 from splitvla_edge.policy import EdgePolicy
 from splitvla_edge.providers import Selection
 from splitvla_edge.security import Security
-from splitvla_shared.codec import parse_scheme
 from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.limits import check_instruction
@@ -23,7 +22,10 @@ DEFAULT_SCHEME = Scheme.BF16
 
 @dataclass(frozen=True, slots=True)
 class ActRequest:
-    """What the command line asks for. scheme: a name in any case, None for bf16; image_pipeline: None: the bundle's."""
+    """What the command line asks for.
+
+    scheme: name of a scheme or of one of the bundle's rungs, None for bf16. image_pipeline: None for the bundle's.
+    """
 
     bundle: Path
     server: str
@@ -46,8 +48,10 @@ class ActRequest:
 
 @dataclass(frozen=True, slots=True)
 class ActResult:
+    """rung: name of what the frame was sent with."""
+
     chunk: ActionChunk
-    scheme: Scheme
+    rung: str
     unnorm_key: str
     encoder: str = FP32
     provider: Selection | None = None
@@ -61,7 +65,6 @@ def act_once(request: ActRequest) -> ActResult:
     for name in ("deadline_s", "connect_timeout_s"):
         if not 0 < getattr(request, name) < 3600:
             raise ConfigError(f"{name} is {getattr(request, name)}; expected more than 0 and less than 3600 seconds")
-    scheme = DEFAULT_SCHEME if request.scheme is None else parse_scheme(request.scheme)
     security = Security.from_files(request.tls_ca, request.tls_cert, request.tls_key)
     instruction = check_instruction(request.instruction)
     image = load_image(request.image)
@@ -70,7 +73,7 @@ def act_once(request: ActRequest) -> ActResult:
         request.bundle,
         request.server,
         unnorm_key=request.unnorm_key,
-        scheme=scheme,
+        scheme=request.scheme or DEFAULT_SCHEME,
         security=security,
         connect_timeout_s=request.connect_timeout_s,
         threads=request.threads,
@@ -81,7 +84,7 @@ def act_once(request: ActRequest) -> ActResult:
         action_transform=request.action_transform,
     ) as policy:
         chunk = policy.act(Observation(0, (image,), instruction, captured_at), deadline_s=request.deadline_s)
-        return ActResult(chunk, scheme, policy.model.statistics.key, request.encoder, policy.selection)
+        return ActResult(chunk, policy.rungs[0].name, policy.model.statistics.key, request.encoder, policy.selection)
 
 
 def render_json(result: ActResult) -> str:
@@ -100,7 +103,7 @@ def render_json(result: ActResult) -> str:
             "clipped": list(chunk.clipped),
             "timings_ms": dataclasses.asdict(chunk.stages),
             "wire_bytes": chunk.wire_bytes,
-            "scheme": result.scheme.name.lower(),
+            "scheme": result.rung,
             "unnorm_key": result.unnorm_key,
         },
         allow_nan=False,
@@ -121,5 +124,5 @@ def render_text(result: ActResult) -> str:
         lines.append(f"  {name.removesuffix('_ms'):<16}{value:>10.1f} ms")
     if result.provider:
         lines.append(f"encoder {result.encoder} on {result.provider.describe()}")
-    lines.append(f"sent {chunk.wire_bytes:,} B as {result.scheme.name.lower()}")
+    lines.append(f"sent {chunk.wire_bytes:,} B as {result.rung}")
     return "\n".join(lines)

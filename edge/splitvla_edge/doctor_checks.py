@@ -19,7 +19,7 @@ import numpy as np
 
 from splitvla_edge.encoder import OnnxEncoder, encoders_of
 from splitvla_edge.link import GrpcLink
-from splitvla_edge.model import STATISTICS_FILE, check_accepted, check_same_model, read_edge_model
+from splitvla_edge.model import STATISTICS_FILE, check_accepted, check_same_model, read_edge_model, read_ladder
 from splitvla_edge.policy import EdgePolicy
 from splitvla_edge.probe import INSTRUCTIONS, check_encoder, check_sees
 from splitvla_edge.providers import AUTO
@@ -27,9 +27,11 @@ from splitvla_edge.robots.base import Camera
 from splitvla_edge.robots.camera import CameraSettings, V4l2Camera
 from splitvla_edge.security import Security
 from splitvla_shared.bundle import Bundle, open_bundle
+from splitvla_shared.codec.tables import CodecTables
 from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import RobotError, SplitVLAError
-from splitvla_shared.nouns import Observation, Scheme
+from splitvla_shared.nouns import Observation
+from splitvla_shared.rungs import Rung
 
 T = TypeVar("T")
 _CAMERA_FIRST_S, _CAMERA_WATCH_S, _CAMERA_LOOK_S = 5.0, 2.0, 0.002
@@ -70,7 +72,7 @@ class DoctorSettings:
     bundle: Path
     server: str
     device: str | None = None
-    scheme: Scheme = Scheme.BF16
+    scheme: str = "bf16"
     unnorm_key: str | None = None
     encoder: str = FP32
     provider: str = AUTO
@@ -88,6 +90,8 @@ class Patient:
     clock: Callable[[], float] = time.monotonic
     pause: Callable[[float], None] = time.sleep
     bundle: Bundle | None = None
+    tables: CodecTables | None = None
+    rungs: tuple[Rung, ...] = ()
     encoder: OnnxEncoder | None = None
     link: GrpcLink | None = None
     same_model: bool = False
@@ -113,9 +117,12 @@ def check_camera(patient: Patient) -> Finding:
 
 
 def check_bundle(patient: Patient) -> Finding:
-    """Every file has the bytes that `split` wrote."""
-    patient.bundle = bundle = open_bundle(patient.settings.bundle, "edge")
+    """Every file has the bytes that it was written with, and the bundle can send what was asked for."""
+    bundle = open_bundle(patient.settings.bundle, "edge")
+    patient.tables, patient.rungs = read_ladder(bundle, patient.settings.scheme)
+    patient.bundle = bundle
     found = f"{bundle.spec.name}, fingerprint {bundle.spec.fingerprint[:16]}, encoders {', '.join(encoders_of(bundle))}"
+    found += f", payloads {', '.join(rung.name for rung in patient.rungs)}"
     return Finding(True, found)
 
 
@@ -123,7 +130,9 @@ def check_provider(patient: Patient) -> Finding:
     """The hardware that passed a real inference against the CPU, and why others did not."""
     settings = patient.settings
     bundle = _needed(patient.bundle, "bundle")
-    encoder = OnnxEncoder(bundle, settings.threads, variant=settings.encoder, provider=settings.provider)
+    encoder = OnnxEncoder(
+        bundle, settings.threads, variant=settings.encoder, provider=settings.provider, tables=patient.tables
+    )
     difference = check_encoder(encoder, bundle, settings.encoder)
     patient.encoder = encoder
     found = f"{settings.encoder} on {encoder.selection.describe()}; golden probe off by {difference:.2%}"
@@ -159,7 +168,7 @@ def check_fingerprint(patient: Patient) -> Finding:
     link, bundle = _needed(patient.link, "server"), _needed(patient.bundle, "bundle")
     server = link.describe(_CONNECT_S)
     check_same_model(bundle.spec, server.spec)
-    check_accepted(patient.settings.scheme, server)
+    check_accepted(patient.rungs[0].scheme, server)
     patient.same_model = True
     found = f"{server.spec.fingerprint[:16]} on both sides; backbone {server.precision}, server {server.version}"
     return Finding(not server.draining, f"{found}; draining: it is going away" if server.draining else found)
@@ -190,7 +199,7 @@ def check_action(patient: Patient) -> Finding:
     size, budget_ms = chunks[0].wire_bytes, settings.budget_s * 1e3
     rate = size * 8 / max(network_ms, 1e-3) / 1e3
     found = (
-        f"{total_ms:.0f} ms of {budget_ms:.0f}; {size:,} B of {settings.scheme.name.lower()} in {network_ms:.1f} ms: "
+        f"{total_ms:.0f} ms of {budget_ms:.0f}; {size:,} B of {patient.rungs[0].name} in {network_ms:.1f} ms: "
         f"{rate:.0f} Mbit/s, round trip included"
     )
     return Finding(total_ms < budget_ms, found, (("action_ms", total_ms), ("link_mbit_s", rate)))
@@ -212,7 +221,7 @@ class Check:
 
 CHECKS: tuple[Check, ...] = (
     Check("camera", check_camera, "check cable and power, that no other program holds it, and --device"),
-    Check("bundle", check_bundle, "copy the edge/ folder again, or run splitvla-cloud split again"),
+    Check("bundle", check_bundle, "copy the edge/ folder again, or split again; for a payload, see --scheme"),
     Check("encoder", check_provider, "use --provider cpu --encoder fp32; if that fails too, copy the bundle again"),
     Check(
         "encode time", check_encode_time, "use --encoder int8, or a GPU provider; stop other programs; raise --budget-s"
@@ -251,7 +260,8 @@ def _policy(patient: Patient) -> EdgePolicy:
     if not patient.same_model:
         raise Skip("needs the same model on both sides")
     key = patient.settings.unnorm_key or _any_key(bundle)
-    policy = EdgePolicy(read_edge_model(bundle, key), encoder, link, robot="doctor", scheme=patient.settings.scheme)  # type: ignore[arg-type]
+    model = read_edge_model(bundle, key)
+    policy = EdgePolicy(model, encoder, link, robot="doctor", tables=patient.tables, rungs=patient.rungs)
     policy.handshake(_CONNECT_S)
     return policy
 

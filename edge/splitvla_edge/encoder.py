@@ -13,10 +13,13 @@ import numpy as np
 import onnxruntime as ort
 
 from splitvla_edge.engine_cache import EngineKey, engine_folder, user_cache_root
+from splitvla_edge.folded import FoldedGraphs
 from splitvla_edge.machine_names import accelerator_name
 from splitvla_edge.onnx_errors import ORT_ERRORS, one_line
-from splitvla_edge.providers import AUTO, PROVIDERS, TOLERANCE, Options, Session, check_choice, embedding, select
+from splitvla_edge.onnx_graph import COEFFICIENTS, PATCHES
+from splitvla_edge.providers import AUTO, PROVIDERS, TOLERANCE, Options, Session, check_choice, infer, select
 from splitvla_shared.bundle import Bundle, file_sha256
+from splitvla_shared.codec.tables import CodecTables
 from splitvla_shared.encoders import ENCODER_FILES, EXACT_INT8_SUMS, FP32
 from splitvla_shared.errors import BundleError, ConfigError
 from splitvla_shared.nouns import FloatArray, Image
@@ -32,12 +35,19 @@ class OnnxEncoder:
     """
 
     def __init__(
-        self, bundle: Bundle, threads: int | None = None, *, variant: str = FP32, provider: str = AUTO
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        *,
+        variant: str = FP32,
+        provider: str = AUTO,
+        tables: CodecTables | None = None,
     ) -> None:
         """Load and check an encoder. threads: cores for one inference on the CPU, None for all physical cores.
 
         variant: fp32, or fp16 or int8 where `split` made it. provider: auto, tensorrt, cuda or cpu; whatever is not
-        the CPU must first give the CPU's embedding of a test image.
+        the CPU must first give the CPU's embedding of a test image. tables: the bundle's codec, None where it has none;
+        its basis is folded into the last layer, and `coefficients` can then be asked for.
         Raises BundleError when the bundle has no such encoder, or it can't be loaded, is not this spec's, or fails;
         ConfigError on settings that make no sense and when the provider that was asked for does not work.
         """
@@ -46,8 +56,9 @@ class OnnxEncoder:
         check_choice(provider)
         self.variant = variant
         self._spec = bundle.spec
+        self._columns = None if tables is None else tables.columns
         self._path = bundle.path / _file(bundle, variant)
-        opener = _Opener(self._path, threads)
+        opener = _Opener(self._path, threads, self._folded(bundle, tables), tables.sha256 if tables else "")
         self._session = self._open_on_cpu(opener)
         self._check_graph()
         size = self._spec.image_size
@@ -62,7 +73,10 @@ class OnnxEncoder:
         )
         self._session = self.selection.session
         # The first run allocates the arena and takes several times as long as the next: not on a moving robot.
-        self.embed(np.zeros((size, size, 3), np.uint8))
+        black = np.zeros((size, size, 3), np.uint8)
+        self.embed(black)
+        if tables is not None:
+            self.coefficients(black)
 
     def embed(self, image: Image) -> FloatArray:
         """uint8 RGB (image_size, image_size, 3) to float32 (patches, embed_dim), finite.
@@ -70,20 +84,42 @@ class OnnxEncoder:
         Raises BundleError when ONNX Runtime fails or the result is not finite: no uint8 image is to blame for that,
         only a graph whose numeric type overflows (float16) or whose weights are damaged.
         """
+        return self._run(image, PATCHES)
+
+    def coefficients(self, image: Image) -> FloatArray:
+        """uint8 RGB (image_size, image_size, 3) to float32 (patches, columns), what TransformCodec.encode takes.
+
+        They are (embedding - tables.channel_mean) @ tables.analysis, in one layer instead of two. Raises what `embed`
+        raises; an encoder that was opened without tables has none.
+        """
+        if self._columns is None:
+            raise ValueError("this encoder was opened without codec tables")
+        return self._run(image, COEFFICIENTS)
+
+    def _run(self, image: Image, output: str) -> FloatArray:
         size = self._spec.image_size
         if image.shape != (size, size, 3) or image.dtype != np.uint8:
             raise ValueError(f"image is {image.dtype} {image.shape}; the encoder takes uint8 ({size}, {size}, 3)")
         try:
-            patches = embedding(self._session, image)
+            found = infer(self._session, image, output)
         except ORT_ERRORS as error:
             raise BundleError(f"{self._path}: the encoder failed: {one_line(error)}") from error
-        if not np.isfinite(patches).all():
+        if not np.isfinite(found).all():
             raise BundleError(f"{self._path}: the embedding is not finite; split again with a float32 encoder")
-        return patches
+        return found
 
-    def _open_on_cpu(self, opener: _Opener) -> Session:
+    def _folded(self, bundle: Bundle, tables: CodecTables | None) -> FoldedGraphs | None:
+        if tables is None:
+            return None
+        self._check_file()
+        return FoldedGraphs.of(self._path, bundle.path / ENCODER_FILE, tables)
+
+    def _check_file(self) -> None:
         if not self._path.is_file():
             raise BundleError(f"{self._path.parent} is not whole: {self._path.name} is missing; copy it again")
+
+    def _open_on_cpu(self, opener: _Opener) -> Session:
+        self._check_file()
         try:
             return opener(PROVIDERS["cpu"], {})
         except ORT_ERRORS as error:
@@ -96,8 +132,10 @@ class OnnxEncoder:
         size = spec.image_size
         expected = {
             "inputs": [("image", "tensor(uint8)", [1, size, size, 3])],
-            "outputs": [("patches", "tensor(float)", [1, spec.patches, spec.embed_dim])],
+            "outputs": [(PATCHES, "tensor(float)", [1, spec.patches, spec.embed_dim])],
         }
+        if self._columns is not None:
+            expected["outputs"].append((COEFFICIENTS, "tensor(float)", [1, spec.patches, self._columns]))
         found = {
             "inputs": [(node.name, node.type, node.shape) for node in self._session.get_inputs()],
             "outputs": [(node.name, node.type, node.shape) for node in self._session.get_outputs()],
@@ -125,31 +163,42 @@ def _file(bundle: Bundle, variant: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Opener:
-    """Opens sessions of one graph."""
+    """Opens sessions of one graph, or of the parts of a folded one; codec_sha256: of what was folded."""
 
     path: Path
     threads: int | None
+    folded: FoldedGraphs | None
+    codec_sha256: str
 
     def __call__(self, provider: str, options: Options) -> Session:
+        if self.folded is None:
+            return self._session(str(self.path), provider, options)
+        return self.folded.open(lambda model: self._session(model, provider, options))
+
+    def _session(self, model: str | bytes, provider: str, options: Options) -> Session:
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = self.threads or 0
         # Spinning threads would take the cores from the control process between two frames.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         settings.add_session_config_entry(*EXACT_INT8_SUMS)
+        settings.add_session_config_entry(_OUTSIDE_WEIGHTS, str(self.path.parent))
         settings.log_severity_level = 3
         providers = [(provider, dict(options)), *_BEHIND.get(provider, ())]
         # Without enable_fallback=0 a provider that fails is replaced by the CPU, with a print for all notice.
-        session: Session = ort.InferenceSession(str(self.path), settings, providers=providers, enable_fallback=0)
+        session: Session = ort.InferenceSession(model, settings, providers=providers, enable_fallback=0)
         return session
 
     def tensorrt_options(self) -> Options:
         """With an engine cache of their own. Raises ConfigError when the cache can't be trusted."""
         options = {"trt_engine_cache_enable": "True", "trt_timing_cache_enable": "True"}
-        key = EngineKey(_graph_sha256(self.path), ort.__version__, options, accelerator_name())
+        # An engine holds weights, and its name in the cache does not tell one codec's from another's.
+        key = EngineKey(_graph_sha256(self.path) + self.codec_sha256, ort.__version__, options, accelerator_name())
         folder = str(engine_folder(user_cache_root(os.environ), key))
         return options | {"trt_engine_cache_path": folder, "trt_timing_cache_path": folder}
 
 
+# Where the weights lie of a graph that comes as bytes.
+_OUTSIDE_WEIGHTS = "session.model_external_initializers_file_folder_path"
 # What runs the operators that a provider lacks.
 _BEHIND: Mapping[str, tuple[Any, ...]] = {
     PROVIDERS["tensorrt"]: (PROVIDERS["cuda"], PROVIDERS["cpu"]),

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from splitvla_edge.calls import ServerDescription
 from splitvla_edge.images import GRAY, Fill
 from splitvla_shared.actions import ActionStatistics, parse_statistics, select_statistics
 from splitvla_shared.bundle import Bundle
+from splitvla_shared.codec.bundled import read_tables
+from splitvla_shared.codec.tables import CodecTables
 from splitvla_shared.errors import BundleError, ConfigError, SpecMismatch
 from splitvla_shared.image_pipelines import ImagePipeline, parse_image_pipeline
 from splitvla_shared.nouns import Scheme
+from splitvla_shared.rungs import Rung, ladder_from, read_costs
 from splitvla_shared.spec import ModelSpec
 
 STATISTICS_FILE = "statistics.json"
@@ -42,8 +43,17 @@ def read_edge_model(bundle: Bundle, unnorm_key: str | None) -> EdgeModel:
     if not isinstance(data, dict):
         raise BundleError(f"{file} holds no table of datasets; split again")
     statistics = select_statistics(parse_statistics(data), unnorm_key)
-    fill = _read_fill(bundle.extra.get("letterbox_fill"), bundle.path)
-    return EdgeModel(bundle.spec, statistics, fill, _read_pipeline(bundle.extra.get("image_pipeline"), bundle.path))
+    return EdgeModel(bundle.spec, statistics, read_fill(bundle), read_pipeline(bundle))
+
+
+def read_ladder(bundle: Bundle, start: Scheme | str) -> tuple[CodecTables | None, tuple[Rung, ...]]:
+    """The bundle's codec, None where it was never calibrated, and its payload ladder from `start` down.
+
+    start: a scheme, or the name of a scheme or rung. Raises BundleError; ConfigError that names the rungs.
+    """
+    tables = read_tables(bundle)
+    shape = (bundle.spec.patches, bundle.spec.embed_dim)
+    return tables, ladder_from(start, shape, tables, read_costs(bundle.extra))
 
 
 def check_same_model(here: ModelSpec, there: ModelSpec) -> None:
@@ -67,7 +77,9 @@ def check_accepted(scheme: Scheme, server: ServerDescription) -> None:
         raise ConfigError(f"the server does not accept payload scheme {scheme.name.lower()}; it accepts {names}")
 
 
-def _read_fill(value: Any, path: Path) -> Fill:
+def read_fill(bundle: Bundle) -> Fill:
+    """What a letterboxed frame is padded with. Raises BundleError."""
+    value, path = bundle.extra.get("letterbox_fill"), bundle.path
     if value is None:
         return GRAY
     if isinstance(value, list) and len(value) == 3 and all(type(c) is int and 0 <= c <= 255 for c in value):
@@ -75,7 +87,9 @@ def _read_fill(value: Any, path: Path) -> Fill:
     raise BundleError(f"{path}: letterbox_fill is {value!r}, expected three numbers 0..255; split again")
 
 
-def _read_pipeline(value: Any, path: Path) -> ImagePipeline:
+def read_pipeline(bundle: Bundle) -> ImagePipeline:
+    """The image pipeline that the bundle was split for. Raises BundleError."""
+    value, path = bundle.extra.get("image_pipeline"), bundle.path
     if value is None:  # bundles made before there was a choice
         return ImagePipeline.HF
     try:

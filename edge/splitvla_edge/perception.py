@@ -323,12 +323,10 @@ def perceive(stream: TextIO, fd: int) -> int:
     from splitvla_edge.local.runner import open_runner
     from splitvla_edge.policy import EdgePolicy
     from splitvla_edge.security import Security
-    from splitvla_shared.codec import parse_scheme
 
     channel = Channel.from_fd(fd)
     settings = read_settings(stream)
     security = Security.from_files(settings.tls_ca, settings.tls_cert, settings.tls_key)
-    scheme = parse_scheme(settings.scheme)
     camera = open_camera(settings, settings.first_frame, settings.camera_memory)
     try:
         with EdgePolicy.open(
@@ -336,7 +334,7 @@ def perceive(stream: TextIO, fd: int) -> int:
             settings.server,
             unnorm_key=settings.unnorm_key,
             robot=settings.robot,
-            scheme=scheme,
+            scheme=settings.scheme,
             image_pipeline=settings.image_pipeline,
             camera_transform=settings.camera_transform,
             action_transform=settings.action_transform,

@@ -19,7 +19,7 @@ from splitvla_edge.encoder import OnnxEncoder
 from splitvla_edge.exchange import Deadline, Exchanged, exchange
 from splitvla_edge.image_pipelines import build_pipeline
 from splitvla_edge.link import GrpcLink, check_addresses
-from splitvla_edge.model import EdgeModel, check_accepted, check_same_model, read_edge_model
+from splitvla_edge.model import EdgeModel, check_accepted, check_same_model, read_edge_model, read_ladder
 from splitvla_edge.payloads import FrameId, PayloadCoder, differs
 from splitvla_edge.probe import probed
 from splitvla_edge.providers import AUTO, Selection
@@ -142,7 +142,7 @@ class EdgePolicy:
         *,
         unnorm_key: str | None = None,
         robot: str = "robot",
-        scheme: Scheme = Scheme.BF16,
+        scheme: Scheme | str = Scheme.BF16,
         image_pipeline: str | None = None,
         camera_transform: str = "none",
         action_transform: str = "none",
@@ -157,6 +157,7 @@ class EdgePolicy:
         server: HOST:PORT, or several with commas between them, the preferred one first. hedge_ms: when a call without
         an answer is sent to a second server as well; None: never.
         encoder: fp32, or fp16 or int8 where the bundle has them. provider: auto, tensorrt, cuda or cpu.
+        scheme: the top of the payload ladder: a scheme, or the name of one or of a rung of the bundle's codec.
 
         Raises BundleError, ConfigError, ObservationError (unknown `unnorm_key`).
         """
@@ -171,16 +172,19 @@ class EdgePolicy:
                 hedge_after_s = None if hedge_ms is None else hedge_ms / 1e3
                 link = ServerPool([first, *others], model.spec.fingerprint, hedge_after_s=hedge_after_s)
             _conventions(model, image_pipeline, camera_transform, action_transform)  # nor should any other name
-            onnx = probed(OnnxEncoder(opened, threads, variant=encoder, provider=provider), opened, encoder)
+            tables, rungs = read_ladder(opened, scheme)
+            onnx = OnnxEncoder(opened, threads, variant=encoder, provider=provider, tables=tables)
+            probed(onnx, opened, encoder)
             policy = cls(
                 model,
-                onnx,  # type: ignore[arg-type]
+                onnx,
                 link,
                 robot=robot,
-                scheme=scheme,
                 image_pipeline=image_pipeline,
                 camera_transform=camera_transform,
                 action_transform=action_transform,
+                tables=tables,
+                rungs=rungs,
             )
         except BaseException:
             link.close()
@@ -196,7 +200,7 @@ class EdgePolicy:
         *,
         unnorm_key: str | None = None,
         robot: str = "robot",
-        scheme: Scheme = Scheme.BF16,
+        scheme: Scheme | str = Scheme.BF16,
         image_pipeline: str | None = None,
         camera_transform: str = "none",
         action_transform: str = "none",

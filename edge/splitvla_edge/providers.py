@@ -93,7 +93,7 @@ def select(
             return Selection(CPU, cpu, 0.0, tuple(rejected))
         try:
             _check_available(name, available)
-            truth = embedding(cpu, frame) if truth is None else truth
+            truth = infer(cpu, frame) if truth is None else truth
             session = open_session(PROVIDERS[name], options[name]() if name in options else {})
             difference = _check_answer(session, name, frame, truth, tolerance)
         except ORT_ERRORS as error:
@@ -105,11 +105,11 @@ def select(
     raise ConfigError(f"provider {choice} can't be used: {rejected[0][1]}; choose --provider cpu, or auto")
 
 
-def embedding(session: Session, image: Image) -> FloatArray:
-    """One inference, unchecked: uint8 (S, S, 3) to float32 (patches, embed_dim)."""
-    (batch,) = session.run(["patches"], {"image": np.ascontiguousarray(image)[np.newaxis]})
-    patches: FloatArray = batch[0]
-    return patches
+def infer(session: Session, image: Image, output: str = "patches") -> FloatArray:
+    """One inference, unchecked: uint8 (S, S, 3) to float32 (patches, columns of that output)."""
+    (batch,) = session.run([output], {"image": np.ascontiguousarray(image)[np.newaxis]})
+    found: FloatArray = batch[0]
+    return found
 
 
 class _NotUsed(Exception):  # noqa: N818 - caught above, never seen outside
@@ -125,7 +125,7 @@ def _check_answer(session: Session, name: str, frame: Image, truth: FloatArray, 
     found = session.get_providers()
     if found[:1] != [PROVIDERS[name]]:
         raise _NotUsed(f"onnxruntime fell back to {', '.join(found) or 'nothing'}")
-    got = embedding(session, frame)
+    got = infer(session, frame)
     if got.shape != truth.shape:
         raise _NotUsed(f"its embedding has shape {got.shape}, the CPU's {truth.shape}")
     with np.errstate(all="ignore"):  # a number that is not finite fails the comparison below

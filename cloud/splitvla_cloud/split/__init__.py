@@ -19,6 +19,7 @@ from splitvla_cloud.split.fingerprint import json_sha256, tensors_sha256
 from splitvla_cloud.split.placement import check_room, check_vacant, placed_whole
 from splitvla_cloud.split.probe import write_probes
 from splitvla_cloud.split.progress import Progress, counter, silent
+from splitvla_cloud.split.sensitivity import write_sensitivity
 from splitvla_cloud.split.tensor_file import StoredTensor
 from splitvla_shared.bundle import Bundle, file_sha256, write_manifest
 from splitvla_shared.image_pipelines import ImagePipeline
@@ -60,6 +61,7 @@ def split(
         _write_edge(source, whole / "edge", report)
         _write_cloud(source, precision, whole / "cloud", report)
         write_probes(source, spec, whole / "edge", whole / "cloud", report)
+        write_sensitivity(source.language_tensors, whole / "edge")
         cloud = Bundle(whole / "cloud", "cloud", spec, {PRECISION_KEY: precision} if precision else {})
         variants = write_variants(source, whole / "edge", cloud, encoders, report)
         extra = {"image_pipeline": image_pipeline.value} | variants

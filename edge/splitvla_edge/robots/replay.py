@@ -91,22 +91,22 @@ class ReplayCamera:
         self._source.close()
 
 
-def open_source(frames: Path | None) -> Source:
-    """A folder of images or a video. Raises ConfigError."""
+def open_source(frames: Path | None, setting: str = "replay.frames") -> Source:
+    """A folder of images or a video. Raises ConfigError, in the name of `setting`."""
     if frames is None:
-        raise ConfigError("replay.frames is not set; name a folder of images or a video with --frames")
+        raise ConfigError(f"{setting} is not set; name a folder of images or a video with --frames")
     if frames.is_dir():
-        return _Folder(frames)
+        return _Folder(frames, setting)
     if not frames.is_file():
-        raise ConfigError(f"replay.frames {frames} is not there")
-    return _Video(frames)
+        raise ConfigError(f"{setting} {frames} is not there")
+    return _Video(frames, setting)
 
 
 class _Folder:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, setting: str) -> None:
         self._files = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGES)
         if not self._files:
-            raise ConfigError(f"replay.frames {path} holds no images ({', '.join(sorted(_IMAGES))})")
+            raise ConfigError(f"{setting} {path} holds no images ({', '.join(sorted(_IMAGES))})")
         self.count, self.fps = len(self._files), _DEFAULT_FPS
 
     def read(self, index: int) -> Image:
@@ -121,15 +121,15 @@ class _Folder:
 class _Video:
     """Mutable state: the decoder, and the number of the frame that it gives next."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._next = path, 0
+    def __init__(self, path: Path, setting: str) -> None:
+        self._path, self._setting, self._next = path, setting, 0
         self._capture = self._open()
         import cv2
 
         count, fps = self._capture.get(cv2.CAP_PROP_FRAME_COUNT), self._capture.get(cv2.CAP_PROP_FPS)
         if not (math.isfinite(count) and count >= 1):
             self.close()
-            raise ConfigError(f"replay.frames {path}: no frames found; is it a video that OpenCV reads?")
+            raise ConfigError(f"{setting} {path}: no frames found; is it a video that OpenCV reads?")
         self.count, self.fps = int(count), fps if 0 < fps <= 1000 else _DEFAULT_FPS
 
     def _open(self) -> Any:
@@ -137,7 +137,7 @@ class _Video:
 
         capture = cv2.VideoCapture(str(self._path))
         if not capture.isOpened():
-            raise ConfigError(f"replay.frames {self._path} is neither a folder nor a video that OpenCV reads")
+            raise ConfigError(f"{self._setting} {self._path} is neither a folder nor a video that OpenCV reads")
         return capture
 
     def read(self, index: int) -> Image:

@@ -1,6 +1,6 @@
 """What calibration learned about a robot's frames, as both machines hold it: mean, basis, steps, probability tables.
 
-One file, `codec-*.npz`, the same bytes in both bundles; its SHA-256 is part of the fingerprint. Whatever decides
+One file, `codec.npz`, the same bytes in both bundles; its SHA-256 is part of the fingerprint. Whatever decides
 what is on the wire is an integer here. Floats only turn coefficients into numbers on the robot, and numbers into an
 embedding on the server: there a rounding makes a rounding, never another number.
 """
