@@ -11,6 +11,7 @@ is decoded and run through the whole model. Both are compared with what the mode
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,11 +41,14 @@ def read(model: Model, arguments: argparse.Namespace) -> tuple[list[list[FloatAr
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """The smallest setting of each kind that keeps 99 % of the tokens, beside the JPEG that it must not exceed."""
+    """The smallest rung of each kind that keeps 99 % of the tokens, as do all above it, beside its JPEG."""
     lines = []
     for kind, picture in (("key", "JPEG q95"), ("predicted", "JPEG q90")):
         limit = next(row for row in rows if row.name == picture)
-        good = [row for row in rows if kind in row.name and row.agreement >= _ENOUGH]
+        good: list[Row] = []
+        for label in (kind, f"weighted {kind}"):
+            ladder = [row for row in rows if row.name.startswith(f"{label} ")]  # best first
+            good += itertools.takewhile(lambda row: row.agreement >= _ENOUGH, ladder)
         best = min(good, key=lambda row: float(np.median(row.sizes)), default=None)
         found = "none" if best is None else f"{best.name}: {np.median(best.sizes):,.0f} B, {best.agreement:.2%}"
         lines.append(f"- {kind}, at least 99 %: {found}; {picture}: {np.median(limit.sizes):,.0f} B")

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 
 from splitvla_shared.codec.model import Reference
 
-# The last frame that a robot knows to be here, and the ones after it whose answers it may still get. A robot that got
-# none for longer than this sends a key frame, which is due by then.
+# The frame that a robot builds on, and the newest after it: the robot may build on any whose answer it gets.
 MAX_FRAMES = 4
 # Of one session. Four frames of one camera with 512 columns are 2 MiB, of eight cameras 16 MiB.
 MAX_SESSION_BYTES = 32 << 20

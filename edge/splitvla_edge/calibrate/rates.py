@@ -227,9 +227,9 @@ def _group_sums(sizes: Int32, grouping: Grouping) -> Any:
 
 
 def _lanes(rows: int, magnitudes: Float64s) -> int:
-    """A lane costs half a byte and saves time: one for every 32 bytes of a frame, about; a power of two."""
+    """A lane costs half a byte and saves time: at least one for every 32 bytes of a frame, about; a power of two."""
     entropy_bits = float(np.log2(1 + 2.5 * magnitudes).sum()) * rows
-    return int(np.clip(2 ** round(np.log2(max(entropy_bits / 256, 1))), 32, 1024))
+    return int(np.clip(2 ** np.ceil(np.log2(max(entropy_bits / 256, 1))), 32, 1024))
 
 
 def _prior(context: int) -> Float64s:

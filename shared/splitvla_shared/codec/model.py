@@ -43,7 +43,7 @@ class Reference:
 
     @classmethod
     def of(cls, sequence: int, rung: int, numbers: Int32) -> Reference:
-        return cls(sequence, rung, numbers, zlib.crc32(numbers.astype("<i4").tobytes()))
+        return cls(sequence, rung, numbers, zlib.crc32(np.ascontiguousarray(numbers, "<i4").data))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,7 +115,12 @@ def expected_magnitude(scales: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 def settled(scaled: FloatArray, nearest: FloatArray, prediction: FloatArray) -> Int32:
     """The nearest whole number, or the prediction where that is near enough."""
-    return np.where(np.abs(scaled - prediction) < np.float32(DEAD_ZONE), prediction, nearest).astype(np.int32)
+    away = scaled - prediction
+    far = np.abs(away, out=away) >= np.float32(DEAD_ZONE)
+    numbers = nearest - prediction
+    numbers *= far
+    numbers += prediction
+    return numbers.astype(np.int32)
 
 
 def predicted_numbers(numbers: Int32, gains: Int32) -> Int32:
