@@ -84,13 +84,14 @@ def soak_sections(fleet: Fleet, model: str) -> list[Section]:
 def _verdict(fleet: Fleet, title: str) -> Section:
     server, robot = slopes(fleet)
     quarter = fleet.seconds / 4
-    first = Summary.of(_between(fleet, 0, quarter) or [math.inf])
-    last = Summary.of(_between(fleet, fleet.seconds - quarter, math.inf) or [math.inf])
+    quarters = {
+        "first quarter": _between(fleet, 0, quarter),
+        "last quarter": _between(fleet, fleet.seconds - quarter, math.inf),
+    }
     rows = (
         ("answers", f"{len(fleet.latencies_ms):,}"),
         ("misses", fleet.missed),
-        ("p50 / p99 ms, first quarter", f"{first.p50:.1f} / {first.p99:.1f}"),
-        ("p50 / p99 ms, last quarter", f"{last.p50:.1f} / {last.p99:.1f}"),
+        *((f"p50, p90, p99, max ms, {name}", " / ".join(Summary.cells_of(part))) for name, part in quarters.items()),
         ("server memory at the end, MiB", _mib(fleet.server_rss)),
         ("server memory slope, MiB an hour", "-" if server is None else str(server)),
         ("one robot's memory slope, MiB an hour", str(robot)),
@@ -102,7 +103,7 @@ def _verdict(fleet: Fleet, title: str) -> Section:
         header=("what", "seen"),
         rows=rows,
         n=len(fleet.latencies_ms),
-        metrics={"first quarter": first, "last quarter": last} if fleet.latencies_ms else {},
+        metrics={name: Summary.of(part) for name, part in quarters.items() if part},
         text=_TEXT.format(share=1 - _SETTLED) + (_ELSEWHERE if server is None else ""),
     )
 
