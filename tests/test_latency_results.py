@@ -182,6 +182,13 @@ def test_a_soak_is_told_minute_by_minute_with_its_misses() -> None:
     assert table.rows[1] == ("2", "30", "10.0", "10.0", "10.0", "1", "100.0", "50.0")
 
 
+def test_what_comes_after_the_end_of_a_soak_is_the_last_minute_s() -> None:
+    robot = Told((10.0, 10.0), (3.0, 60.4), {"DeadlineMissed": 1}, 1.0, 50 * MIB, (60.9,))
+    [minute] = minutes(Fleet((robot,), 60.0, None, None, ()))
+    assert minute.latency is not None
+    assert (minute.latency.n, minute.missed) == (2, 1)
+
+
 def test_a_soak_of_a_remote_server_claims_nothing_of_its_memory() -> None:
     verdict, table = soak_sections(soaked(90, server_rss=None), "m")
     assert ("server memory slope, MiB an hour", "-") in verdict.rows

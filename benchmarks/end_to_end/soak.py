@@ -62,10 +62,11 @@ def slopes(fleet: Fleet) -> tuple[Slope | None, Slope]:
 
 
 def minutes(fleet: Fleet) -> list[Minute]:
-    """The run cut into minutes; an answer belongs to the one in which it came."""
+    """The run cut into minutes; an answer belongs to the one in which it came, one after the end to the last."""
     found = []
-    for number in range(max(1, math.ceil(fleet.seconds / 60 - 1e-9))):
-        begin, end = 60.0 * number, 60.0 * (number + 1)
+    count = max(1, math.ceil(fleet.seconds / 60 - 1e-9))
+    for number in range(count):
+        begin, end = 60.0 * number, 60.0 * (number + 1) if number + 1 < count else math.inf
         latencies = _between(fleet, begin, end)
         missed = sum(begin <= at < end for robot in fleet.robots for at in robot.missed_at_s)
         rows = [row for row in fleet.memory if begin <= row[0] < end]
