@@ -45,7 +45,7 @@ _WORSE = 1  # exit code: slower than --compare, or a way that promised the refer
 _OWN_MODEL = "a small model with openvla-7b's bytes"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=_PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -82,8 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     there.add_argument("--websocket-split-engine", metavar="HOST:PORT", help="of `... serve websocket --engine split`")
     for name, what in (("ca", "the authority"), ("cert", "the robot's certificate"), ("key", "its private key")):
         there.add_argument(f"--tls-{name}", metavar="PEM", help=what)
-    parser.set_defaults(command=_bench, argv=list(sys.argv[1:] if argv is None else argv))
-    return run_command(parser, argv)
+    parser.set_defaults(command=_bench)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    parser.set_defaults(argv=given)
+    return run_command(parser, given)
 
 
 def _bench(arguments: argparse.Namespace) -> int:

@@ -23,6 +23,15 @@ def test_an_unknown_cost_is_tried_and_a_known_one_is_a_running_mean() -> None:
     assert found.of(1) == 1.2
 
 
+def test_what_is_usual_is_what_nine_of_ten_recent_passes_took_and_is_forgotten_with_them() -> None:
+    found = PassCost()
+    assert found.usual(0.0) == 0.0
+    for number in range(11):
+        found.learn(1, number / 10, 0.0)
+    assert (found.floor(0.0), found.usual(0.0)) == (0.0, 0.9)
+    assert found.usual(10.0) == 0.0
+
+
 def test_frames_share_a_pass_while_that_is_sooner_on_the_average_than_one_at_a_time() -> None:
     far = [math.inf] * 3
     assert choose(far, 0.0, 8, cost(n1=1.0, n2=1.4, n3=1.9)) == 3

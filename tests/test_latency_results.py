@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import grpc
+import numpy as np
 import pytest
 
 from benchmarks.end_to_end import alternatives
 from benchmarks.end_to_end.alternatives import Measured
 from benchmarks.end_to_end.compare import compare, regressions, render
-from benchmarks.end_to_end.fleet import Fleet
+from benchmarks.end_to_end.fleet import Fleet, run_fleet
 from benchmarks.end_to_end.plan import FULL, QUICK
 from benchmarks.end_to_end.results import Recorded, Section, Summary, read_run, write_run, write_section
 from benchmarks.end_to_end.robot import Job, Told
@@ -17,8 +19,12 @@ from benchmarks.end_to_end.scale import scale_section
 from benchmarks.end_to_end.soak import Slope, minutes, soak_sections
 from benchmarks.end_to_end.stages import Ends, control_ms, framework_ms, section
 from benchmarks.end_to_end.ways import Answered, Family
+from benchmarks.processes import ProcessLost
+from splitvla_shared.codec import encode
 from splitvla_shared.errors import ConfigError, Unreachable
-from splitvla_shared.nouns import Image, StageTimes
+from splitvla_shared.nouns import Image, Scheme, StageTimes
+from splitvla_shared.wire import inference_pb2 as pb
+from tests.fake_server import SPEC, FakeServicer, answer, serving
 
 MIB = 1 << 20
 
@@ -99,7 +105,7 @@ class _Way:
 
 def measured_of(*ways: _Way, monkeypatch: pytest.MonkeyPatch) -> list[Measured]:
     monkeypatch.setattr(alternatives, "_PAUSE_S", 0.0)
-    image = pytest.importorskip("numpy").zeros((2, 2, 3), "uint8")
+    image = np.zeros((2, 2, 3), np.uint8)
     return alternatives.measure(ways, [image], "do it", 3)
 
 
@@ -176,6 +182,13 @@ def test_a_soak_is_told_minute_by_minute_with_its_misses() -> None:
     assert table.rows[1] == ("2", "30", "10.0", "10.0", "10.0", "1", "100.0", "50.0")
 
 
+def test_what_comes_after_the_end_of_a_soak_is_the_last_minute_s() -> None:
+    robot = Told((10.0, 10.0), (3.0, 60.4), {"DeadlineMissed": 1}, 1.0, 50 * MIB, (60.9,))
+    [minute] = minutes(Fleet((robot,), 60.0, None, None, ()))
+    assert minute.latency is not None
+    assert (minute.latency.n, minute.missed) == (2, 1)
+
+
 def test_a_soak_of_a_remote_server_claims_nothing_of_its_memory() -> None:
     verdict, table = soak_sections(soaked(90, server_rss=None), "m")
     assert ("server memory slope, MiB an hour", "-") in verdict.rows
@@ -191,6 +204,31 @@ def test_memory_that_wanders_is_given_a_wider_interval_than_memory_that_flickers
 
 
 def test_a_robot_s_job_reads_back_as_it_was_written(tmp_path: Path) -> None:
-    job = Job("h:1", "f", "do it", 7, 3, (4, 8), ("a", "b"), start_at=1.5)
+    job = Job("h:1", "f", "do it", 7, 3, (4, 8), ("a", "b"), offset_s=1.5)
     job.write(tmp_path / "job.json")
     assert Job.read(tmp_path / "job.json") == job
+
+
+def test_robots_start_together_and_tell_what_they_saw(tmp_path: Path) -> None:
+    """Two real processes against a server that refuses every third frame."""
+
+    def infer(request: pb.InferRequest, context: grpc.ServicerContext) -> pb.InferReply:
+        if request.sequence % 3 == 0:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "as asked")
+        return answer(request)
+
+    payload = encode(np.zeros((SPEC.patches, SPEC.embed_dim), np.float32), Scheme.BF16)
+    (tmp_path / "payload").write_bytes(payload.data)
+    shape, files = (SPEC.patches, SPEC.embed_dim), (str(tmp_path / "payload"),)
+    with serving(FakeServicer(infer)) as address:
+        job = Job(address, SPEC.fingerprint, "do it", 7, int(Scheme.BF16), shape, files, control_hz=20.0)
+        fleet = run_fleet(job, None, 2, 1.0, tmp_path, lambda share: None)
+    assert [len(robot.latencies_ms) > 0 for robot in fleet.robots] == [True, True]
+    assert fleet.misses["Overloaded"] == sum(len(robot.missed_at_s) for robot in fleet.robots) > 0
+    assert max(robot.at_s[-1] for robot in fleet.robots) < 1.0 + job.deadline_s
+
+
+def test_a_robot_that_can_t_connect_is_said_in_one_line(tmp_path: Path) -> None:
+    job = Job("127.0.0.1:1", "f", "do it", 7, 3, (4, 8), (str(tmp_path / "absent"),))
+    with pytest.raises(ProcessLost, match=r"a robot process failed: .*absent"):
+        run_fleet(job, None, 1, 1.0, tmp_path, lambda share: None)

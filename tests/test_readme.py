@@ -22,6 +22,23 @@ COMMANDS = [
 ]
 
 
+BENCHMARKS = [
+    line
+    for language, text in BLOCKS
+    if not language
+    for line in text.replace("\\\n", " ").splitlines()
+    if line.startswith("python benchmarks/")
+]
+
+
+@pytest.mark.parametrize("line", BENCHMARKS)
+def test_a_benchmark_of_the_readme_is_there_and_takes_these_options(line: str) -> None:
+    _, script, *arguments = shlex.split(line, comments=True)
+    assert (ROOT / script).is_file()
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    assert callable(module.build_parser().parse_args(arguments).command)
+
+
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_of_the_readme_parses(line: str) -> None:
     program, *arguments = shlex.split(line)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from splitvla_cloud.admission import PassCost
 from splitvla_cloud.scheduler import SESSION_WINDOW_S, BusyMeter, Dropped, FrameQueue, Ticket
 from splitvla_shared.errors import DeadlineMissed, LinkError, Overloaded, Superseded
 
@@ -19,6 +20,18 @@ def test_the_earliest_deadline_is_served_first() -> None:
     late, soon = ticket(1, deadline=5.0), ticket(2, deadline=2.0)
     assert queue.offer(late, 0.0) == queue.offer(soon, 0.0) == []
     assert [queue.take(0.0)[0], queue.take(0.0)[0], queue.take(0.0)[0]] == [[soon], [late], []]
+
+
+def test_a_frame_that_will_hardly_be_in_time_lets_the_others_go_first_but_is_tried_when_it_is_alone() -> None:
+    queue: FrameQueue[str] = FrameQueue(4)
+    cost = PassCost()
+    for seconds in (0.1, *[0.4] * 9):
+        cost.learn(1, seconds, 0.0)
+    hardly, safely = ticket(1, deadline=0.3), ticket(2, deadline=0.5)
+    queue.offer(hardly, 0.0)
+    queue.offer(safely, 0.0)
+    assert queue.take(0.0, 1, cost) == ([safely], [])
+    assert queue.take(0.0, 1, cost) == ([hardly], [])
 
 
 def test_equal_deadlines_are_served_in_order_of_arrival() -> None:

@@ -6,16 +6,16 @@ import dataclasses
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from benchmarks.end_to_end.robot import Job, Told
+from benchmarks.end_to_end.robot import READY, Job, Told
 from benchmarks.processes import ProcessLost
 
-_START_S = 2.0  # for the processes to be up, and as much again a robot and core
+_START_S = 0.2  # from the last robot's being ready to the start
 _SAMPLE_S = 1.0
 
 
@@ -70,10 +70,10 @@ def run_fleet(
     job: Job, server_pid: int | None, count: int, seconds: float, folder: Path, step: Callable[[float], object]
 ) -> Fleet:
     """`count` robots for `seconds`, their starts spread over one period. Raises ProcessLost when one fails."""
-    start_at = time.monotonic() + _START_S * (1 + count / (psutil.cpu_count() or 1))
-    robots = [_start(job, index, count, start_at, seconds, folder) for index in range(count)]
+    robots = [_start(job, index, count, seconds, folder) for index in range(count)]
     try:
         server = psutil.Process(server_pid) if server_pid else None
+        start_at = _begin(robots)
         time.sleep(max(0.0, start_at - time.monotonic()))
         cpu_before = sum(server.cpu_times()[:2]) if server else 0.0
         memory = _watch(server, psutil.Process(robots[0].pid), start_at, seconds, step)
@@ -88,13 +88,28 @@ def run_fleet(
     return Fleet(told, seconds, server_cpu, rss, tuple(memory))
 
 
-def _start(job: Job, index: int, count: int, start_at: float, seconds: float, folder: Path) -> subprocess.Popen[str]:
-    begins = start_at + index / count / job.control_hz
-    mine = dataclasses.replace(job, name=f"robot{index}", start_at=begins, end_at=start_at + seconds)
+def _start(job: Job, index: int, count: int, seconds: float, folder: Path) -> subprocess.Popen[str]:
+    mine = dataclasses.replace(job, name=f"robot{index}", offset_s=index / count / job.control_hz, seconds=seconds)
     file = folder / f"robot{index}.json"
     mine.write(file)
     command = [sys.executable, "-m", "benchmarks.end_to_end.robot", str(file)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def _begin(robots: Sequence[subprocess.Popen[str]]) -> float:
+    """Wait until all are connected, however busy the machine is, and give them their start."""
+    for robot in robots:
+        assert robot.stdout is not None
+        if robot.stdout.readline().strip() != READY:
+            _told(robot, 5.0)  # says why it failed
+            raise ProcessLost("a robot process ended before it was ready")
+    start_at = time.monotonic() + _START_S
+    for robot in robots:
+        assert robot.stdin is not None
+        robot.stdin.write(f"{start_at!r}\n")
+        robot.stdin.flush()
+    return start_at
 
 
 def _watch(

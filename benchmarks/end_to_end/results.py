@@ -41,6 +41,11 @@ class Summary:
     def cells(self, digits: int = 1) -> list[str]:
         return [f"{value:,.{digits}f}" for value in (self.p50, self.p90, self.p99, self.max)]
 
+    @classmethod
+    def cells_of(cls, samples: Sequence[float], digits: int = 1) -> list[str]:
+        """p50, p90, p99 and max; dashes without any sample."""
+        return cls.of(samples).cells(digits) if samples else ["-"] * 4
+
 
 @dataclass(frozen=True, slots=True)
 class Section:

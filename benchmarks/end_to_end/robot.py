@@ -1,7 +1,8 @@
 """A robot that sends recorded embeddings at its control rate: one process of the scale table and of the soak.
 
-    python -m benchmarks.end_to_end.robot JOB.json      (started by scale.py; prints one JSON object at its end)
+    python -m benchmarks.end_to_end.robot JOB.json      (started by fleet.py)
 
+It says "ready" when it is connected, is told on standard input when to start, and ends with one JSON object.
 It encodes nothing, so that the processors belong to the server that is measured. One call in flight, the newest frame
 wins, nothing is repeated: what EdgePolicy does, without the model.
 """
@@ -14,7 +15,7 @@ import secrets
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +27,13 @@ from splitvla_edge.security import Security
 from splitvla_shared.errors import LinkError
 from splitvla_shared.nouns import EncodedTensor, Scheme
 
+READY = "ready"
 _CONNECT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """payloads: files of one camera's payload each. start_at, end_at: monotonic seconds of this machine.
+    """payloads: files of one camera's payload each. offset_s: of its first call from the start, seconds: until the end.
 
     tls: files of authority, certificate and key, or none.
     """
@@ -46,8 +48,8 @@ class Job:
     control_hz: float = 5.0
     deadline_s: float = 1.0
     name: str = ""
-    start_at: float = 0.0
-    end_at: float = 0.0
+    offset_s: float = 0.0
+    seconds: float = 0.0
     tls: tuple[str, ...] = ()
 
     def write(self, path: Path) -> None:
@@ -76,8 +78,8 @@ class Told:
         return cls(**fields | {name: tuple(fields[name]) for name in ("latencies_ms", "at_s", "missed_at_s")})
 
 
-def drive(job: Job) -> Told:
-    """Connect, wait for the start, and call until the end."""
+def drive(job: Job, ready: Callable[[], float]) -> Told:
+    """Connect, say so, and call from the moment on that `ready` gives (monotonic seconds of this machine)."""
     scheme, rows_dim = Scheme(job.scheme), (job.shape[0], job.shape[1])
     tensors = [EncodedTensor(scheme, rows_dim, Path(file).read_bytes()) for file in job.payloads]
     latencies: list[float] = []
@@ -87,24 +89,25 @@ def drive(job: Job) -> Told:
     with GrpcLink(job.server, security=Security(*map(Path, job.tls)) if job.tls else None) as link:
         link.describe(_CONNECT_S)
         session, frame, period = secrets.randbits(64), 0, 1 / job.control_hz
-        time.sleep(max(0.0, job.start_at - time.monotonic()))
+        begin = ready()
+        first, end = begin + job.offset_s, begin + job.seconds
         cpu_before = sum(psutil.Process().cpu_times()[:2])
-        while (now := time.monotonic()) < job.end_at:
-            due = job.start_at + frame * period
+        while (now := time.monotonic()) < end:
+            due = first + frame * period
             if now < due:
                 time.sleep(due - now)
                 continue
-            frame = int((now - job.start_at) / period) + 1  # frames that were missed meanwhile are gone
+            frame = int((now - first) / period) + 1  # frames that were missed meanwhile are gone
             started = time.monotonic()
             try:
                 link.infer(_call(job, session, frame, tensors), job.deadline_s)
             except LinkError as error:
                 misses[type(error).__name__] += 1
-                missed_at.append(time.monotonic() - job.start_at)
+                missed_at.append(time.monotonic() - begin)
             else:
                 ended = time.monotonic()
                 latencies.append((ended - started) * 1e3)
-                at.append(ended - job.start_at)
+                at.append(ended - begin)
     process = psutil.Process()
     cpu_s = sum(process.cpu_times()[:2]) - cpu_before
     return Told(tuple(latencies), tuple(at), dict(misses), cpu_s, process.memory_info().rss, tuple(missed_at))
@@ -122,8 +125,13 @@ def _call(job: Job, session: int, frame: int, tensors: Sequence[EncodedTensor]) 
     )
 
 
+def _told_to_start() -> float:
+    print(READY, flush=True)
+    return float(sys.stdin.readline())
+
+
 def main() -> None:
-    print(json.dumps(dataclasses.asdict(drive(Job.read(Path(sys.argv[1]))))))
+    print(json.dumps(dataclasses.asdict(drive(Job.read(Path(sys.argv[1])), _told_to_start))))
 
 
 if __name__ == "__main__":

@@ -19,15 +19,14 @@ def scale_section(fleets: Sequence[Fleet], model: str, rung: str, hz: float, dea
     for fleet in fleets:
         count = len(fleet.robots)
         asked = hz * count
-        summary = Summary.of(fleet.latencies_ms or [float("inf")])
         if fleet.latencies_ms:
-            metrics[f"{count} robots"] = summary
+            metrics[f"{count} robots"] = Summary.of(fleet.latencies_ms)
         rows.append(
             (
                 str(count),
                 f"{asked:.0f}",
                 f"{fleet.actions_per_s:.1f}",
-                *summary.cells(),
+                *Summary.cells_of(fleet.latencies_ms),
                 f"{fleet.fairness:.3f}",
                 fleet.missed,
                 "-" if fleet.server_cpu is None else f"{fleet.server_cpu:.2f}",

@@ -62,10 +62,11 @@ def slopes(fleet: Fleet) -> tuple[Slope | None, Slope]:
 
 
 def minutes(fleet: Fleet) -> list[Minute]:
-    """The run cut into minutes; an answer belongs to the one in which it came."""
+    """The run cut into minutes; an answer belongs to the one in which it came, one after the end to the last."""
     found = []
-    for number in range(max(1, math.ceil(fleet.seconds / 60 - 1e-9))):
-        begin, end = 60.0 * number, 60.0 * (number + 1)
+    count = max(1, math.ceil(fleet.seconds / 60 - 1e-9))
+    for number in range(count):
+        begin, end = 60.0 * number, 60.0 * (number + 1) if number + 1 < count else math.inf
         latencies = _between(fleet, begin, end)
         missed = sum(begin <= at < end for robot in fleet.robots for at in robot.missed_at_s)
         rows = [row for row in fleet.memory if begin <= row[0] < end]
@@ -84,13 +85,14 @@ def soak_sections(fleet: Fleet, model: str) -> list[Section]:
 def _verdict(fleet: Fleet, title: str) -> Section:
     server, robot = slopes(fleet)
     quarter = fleet.seconds / 4
-    first = Summary.of(_between(fleet, 0, quarter) or [math.inf])
-    last = Summary.of(_between(fleet, fleet.seconds - quarter, math.inf) or [math.inf])
+    quarters = {
+        "first quarter": _between(fleet, 0, quarter),
+        "last quarter": _between(fleet, fleet.seconds - quarter, math.inf),
+    }
     rows = (
         ("answers", f"{len(fleet.latencies_ms):,}"),
         ("misses", fleet.missed),
-        ("p50 / p99 ms, first quarter", f"{first.p50:.1f} / {first.p99:.1f}"),
-        ("p50 / p99 ms, last quarter", f"{last.p50:.1f} / {last.p99:.1f}"),
+        *((f"p50, p90, p99, max ms, {name}", " / ".join(Summary.cells_of(part))) for name, part in quarters.items()),
         ("server memory at the end, MiB", _mib(fleet.server_rss)),
         ("server memory slope, MiB an hour", "-" if server is None else str(server)),
         ("one robot's memory slope, MiB an hour", str(robot)),
@@ -102,7 +104,7 @@ def _verdict(fleet: Fleet, title: str) -> Section:
         header=("what", "seen"),
         rows=rows,
         n=len(fleet.latencies_ms),
-        metrics={"first quarter": first, "last quarter": last} if fleet.latencies_ms else {},
+        metrics={name: Summary.of(part) for name, part in quarters.items() if part},
         text=_TEXT.format(share=1 - _SETTLED) + (_ELSEWHERE if server is None else ""),
     )
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 _WEIGHT = 0.2  # of the newest pass in the mean
+_USUAL_SHARE = 0.9  # of recent passes, which took no longer than what is usual
 _FLOOR_WINDOW_S = 2.0  # a floor that nothing has confirmed for so long is forgotten, or a slow spell would never end
 
 
@@ -33,9 +34,17 @@ class PassCost:
 
     def floor(self, now: float) -> float:
         """The least that an answer took of late: a deadline before that can't be met. 0 when nothing is known."""
+        return min(self._lately(now), default=0.0)
+
+    def usual(self, now: float) -> float:
+        """What nine of ten answers took of late at most: a deadline before that will hardly be met."""
+        lately = sorted(self._lately(now))
+        return lately[int(_USUAL_SHARE * (len(lately) - 1))] if lately else 0.0
+
+    def _lately(self, now: float) -> list[float]:
         while self._recent and self._recent[0][0] < now - _FLOOR_WINDOW_S:
             self._recent.popleft()
-        return min((seconds for _, seconds in self._recent), default=0.0)
+        return [seconds for _, seconds in self._recent]
 
 
 FREE = PassCost()  # nothing learned: every pass is free

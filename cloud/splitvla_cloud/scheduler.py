@@ -3,7 +3,8 @@
 Rules of this file: no clock and no thread; `now` and deadlines are monotonic seconds of this machine. A frame that
 leaves the queue without being taken leaves it with the error that its caller is told. The earliest deadline goes first,
 but a session that has had its turn does not overtake a frame that was waiting then: a frame waits for at most one frame
-of each other session, however fast and urgent that one sends.
+of each other session, however fast and urgent that one sends. A frame that will hardly be in time, as passes go, lets
+those go first that will: it is tried when nothing better is there.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class FrameQueue(Generic[T]):
         cost: of a pass with so many new frames. running: deadlines of the frames that are being served.
         """
         dropped = self._drop_expired(now, cost.floor(now))
-        order = self._order()
+        order = self._order(now + cost.usual(now))
         taken = order[: choose([ticket.deadline for ticket in order], now, room, cost, running)]
         for ticket in taken:
             self._turns += 1
@@ -142,13 +143,18 @@ class FrameQueue(Generic[T]):
         self._sessions.move_to_end(ticket.session)
         return known.newest
 
-    def _order(self) -> list[Ticket[T]]:
-        """Those that may overtake first; among them by deadline, then by arrival."""
+    def _order(self, safe: float) -> list[Ticket[T]]:
+        """Those first whose deadline lies beyond `safe`; among them those that may overtake, by deadline and arrival.
+
+        Without the first rule an overloaded GPU would spend itself on frames that are about to be late: the most
+        urgent one is taken, fails by a hair, and meanwhile the next one has become the most urgent.
+        """
         longest = min((waiting.since for waiting in self._queued.values()), default=0)
 
-        def rank(ticket: Ticket[T]) -> tuple[bool, float, float]:
+        def rank(ticket: Ticket[T]) -> tuple[bool, bool, float, float]:
             known = self._sessions.get(ticket.session)  # forgotten when it has long been silent
-            return known is not None and known.turn > longest, ticket.deadline, ticket.queued_at
+            overtakes = known is not None and known.turn > longest
+            return ticket.deadline <= safe, overtakes, ticket.deadline, ticket.queued_at
 
         return sorted((waiting.ticket for waiting in self._queued.values()), key=rank)
 
