@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.backbone import session
+from benchmarks.backbone import models, session
 from benchmarks.backbone.__main__ import main
 from benchmarks.backbone.contenders import DIMS, Case, Contender, Timing, make_cases, make_draft, ours
 from benchmarks.backbone.figures import EAGER, OURS, Condition, Measured, differing, quantiles_ms, sentences
@@ -113,8 +113,11 @@ def test_rounds_are_interleaved_and_warm_ups_are_not_counted() -> None:
     assert len(found[conditions[1]][1]) == 2
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8", "nf4"])
-def test_random_models_weigh_what_the_roofline_says_and_answer(precision: Precision) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "int8", "nf4", "fp8"])
+def test_random_models_weigh_what_the_roofline_says_and_answer(
+    precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "check_device", lambda precision, device: None)  # torch has fp8 on a CPU too
     model = random_llama(SMALL, precision, "cpu", seed=0)
     weights = 3 * (4 * 64**2 + 3 * 64 * 128)
     stored = sum(each.nbytes for each in model.model.layers.parameters() if each.ndim > 1)
@@ -155,6 +158,7 @@ def test_a_small_run_prints_the_table_and_finds_transformers_tokens(
         (["--precisions", "fp64"], "fp64"),
         (["--precisions", ","], "names none"),
         (["--device", "cuda:99"], "cuda:99"),
+        (["--device", "cpu", "--precisions", "fp8"], "fp8 needs a CUDA GPU"),
     ],
 )
 def test_a_wrong_option_is_named_on_one_line(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

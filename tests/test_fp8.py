@@ -54,6 +54,12 @@ def test_the_layer_computes_what_the_emulation_says(layer: nn.Linear, rows: torc
     torch.testing.assert_close(Fp8Linear(layer)(rows), expected, rtol=close, atol=close)
 
 
+def test_rows_of_several_sequences_keep_their_shape(layer: nn.Linear, rows: torch.Tensor) -> None:
+    """transformers' own modules, which the benchmark compares with, call a layer with (batch, n, in)."""
+    small = Fp8Linear(layer)
+    assert torch.equal(small(rows.view(2, 10, 64)), small(rows).view(2, 10, 48))
+
+
 def test_a_row_does_not_depend_on_its_batch(layer: nn.Linear, rows: torch.Tensor) -> None:
     """An outlier in one robot's frame must not cost another robot's precision, as one scale for all rows would."""
     small, wild = Fp8Linear(layer), rows.clone()

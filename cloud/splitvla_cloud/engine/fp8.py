@@ -38,7 +38,7 @@ def emulate(
 
 
 class Fp8Linear(nn.Module):
-    """Stands for a plain nn.Linear without its weight in 16 bits. Rows (n, in) to (n, out) in the layer's dtype."""
+    """Stands for a plain nn.Linear without its weight in 16 bits. Rows (..., in) to (..., out) in its dtype."""
 
     scales: torch.Tensor
 
@@ -51,10 +51,12 @@ class Fp8Linear(nn.Module):
         self._dtype = layer.weight.dtype
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        codes, scales = quantise(rows)
+        codes, scales = quantise(rows.view(-1, rows.shape[-1]))
         # The weight's transpose is a view: the kernel asks for its second matrix by columns.
         result = torch._scaled_mm(codes, self.weight.T, scale_a=scales, scale_b=self.scales, out_dtype=self._dtype)
-        return result if self.bias is None else result + self.bias
+        if self.bias is not None:
+            result += self.bias
+        return result.view(*rows.shape[:-1], -1)
 
 
 def convert_to_fp8(model: Any) -> None:
