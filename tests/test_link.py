@@ -19,7 +19,6 @@ from splitvla_shared.errors import (
     STATUS_TO_ERROR,
     ConfigError,
     DeadlineMissed,
-    Overloaded,
     ServerFault,
     Unreachable,
 )
@@ -111,25 +110,6 @@ def test_every_status_is_its_error_with_the_servers_reason(servicer: FakeService
     if status != "DEADLINE_EXCEEDED":
         assert "because of ?[31mthis" in message
     assert len(servicer.requests) == 1, "late work is never retried"
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [("250", 0.25), ("0", 0.0), ("999999999", 2.0), ("9999999999999", 0.0), ("-5", 0.0), ("soon", 0.0), (None, 0.0)],
-)
-def test_a_server_may_ask_to_be_left_alone_but_not_for_long(
-    servicer: FakeServicer, link: GrpcLink, value: str | None, seconds: float
-) -> None:
-    def busy(_: pb.InferRequest, context: grpc.ServicerContext) -> pb.InferReply:
-        if value is not None:
-            context.set_trailing_metadata((("retry-after-ms", value),))
-        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too much")
-        raise AssertionError("abort raises")
-
-    servicer.infer = busy
-    with pytest.raises(Overloaded) as caught:
-        link.infer(_call(), 5.0)
-    assert caught.value.retry_after_s == seconds
 
 
 def test_a_handler_that_crashes_is_a_fault_of_the_server(servicer: FakeServicer, link: GrpcLink) -> None:
