@@ -1,4 +1,4 @@
-"""The connection: a fresh one is opened beside a silent one, and used once it has shaken hands."""
+"""The connection: a fresh one is opened beside a silent one, and used once the server has answered on it."""
 
 from __future__ import annotations
 
@@ -15,28 +15,37 @@ from splitvla_edge.link import GrpcLink
 from splitvla_shared.errors import DeadlineMissed
 from tests.fake_server import SPEC, FakeServicer, serving
 
-READY, FAILED = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+class Refused(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAVAILABLE
 
 
 class FakeChannel:
-    """Becomes ready when it is told to, or at once."""
+    """A channel and the knock on it, which is answered when it is told to, or at once."""
 
-    def __init__(self, ready: bool) -> None:
-        self.ready, self.closed = ready, False
-        self.see: Callable[[Any], None] | None = None
+    def __init__(self, path: bool) -> None:
+        self.path, self.closed = path, False
+        self.error: grpc.RpcError | None = None
+        self._done: Callable[[Any], None] | None = None
 
-    def subscribe(self, see: Callable[[Any], None], try_to_connect: bool) -> None:
-        assert try_to_connect
-        self.see = see
-        if self.ready:
-            see(READY)
+    def add_done_callback(self, done: Callable[[Any], None]) -> None:
+        self._done = done
+        if self.path:
+            done(self)
 
-    def unsubscribe(self, see: Callable[[Any], None]) -> None:
-        self.see = None
+    def end(self, error: grpc.RpcError | None = None) -> None:
+        assert self._done is not None
+        self.error = error
+        self._done(self)
 
-    def tell(self, state: Any) -> None:
-        assert self.see is not None
-        self.see(state)
+    def exception(self) -> grpc.RpcError | None:
+        return self.error
+
+    def cancelled(self) -> bool:
+        return False
+
+    def cancel(self) -> None: ...
 
     def close(self) -> None:
         self.closed = True
@@ -46,10 +55,10 @@ class Rig:
     def __init__(self, *, path: bool = True) -> None:
         self.now, self.path = 50.0, path
         self.opened: list[FakeChannel] = []
-        self.connection = Connection(self._open, clock=lambda: self.now)
+        self.connection = Connection(self._open, lambda channel: channel, clock=lambda: self.now)
 
     def _open(self) -> Any:
-        self.opened.append(FakeChannel(ready=self.path))
+        self.opened.append(FakeChannel(self.path))
         return self.opened[-1]
 
     def used(self) -> int:
@@ -71,11 +80,11 @@ def test_after_a_call_that_nobody_answered_a_fresh_connection_takes_over_and_the
     assert [channel.closed for channel in rig.opened] == [True, False]
 
 
-def test_the_old_connection_stays_in_use_until_the_fresh_one_has_shaken_hands() -> None:
+def test_the_old_connection_stays_in_use_until_the_server_has_answered_on_the_fresh_one() -> None:
     rig = Rig(path=False)
     rig.connection.unheard()
     assert rig.used() == 0
-    rig.opened[1].tell(READY)
+    rig.opened[1].end()
     assert rig.used() == 1
 
 
@@ -101,7 +110,7 @@ def test_a_fresh_connection_that_does_not_come_is_replaced_once_it_had_its_time(
 def test_a_fresh_connection_that_is_refused_is_replaced_by_the_next_call_and_never_waited_for() -> None:
     rig = Rig(path=False)
     rig.connection.unheard()
-    rig.opened[1].tell(FAILED)
+    rig.opened[1].end(Refused())
     assert rig.used() == 0
     rig.connection.unheard()
     assert [channel.closed for channel in rig.opened] == [False, True, False]

@@ -330,7 +330,7 @@ def test_describe_waits_for_a_server_that_is_loading_its_model(
     replies: list[pb.DescribeReply | None] = [description(), None]
 
     def describe(_: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeReply:
-        reply = replies.pop()
+        reply = replies.pop() if replies else description()
         if reply is None:
             context.abort(grpc.StatusCode.UNAVAILABLE, "loading the model")
         assert reply is not None

@@ -99,7 +99,7 @@ def test_a_file_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_an_answer_agrees_when_every_dimension_is_within_so_many_bins() -> None:
-    agreement = Agreement(bins=256, within=2)
+    agreement = Agreement(bins=256, within=2, still=np.array([False, False, False]))
     server = np.zeros((1, 3))
     width = 2.0 / 255
     for local, expected in (
@@ -112,8 +112,18 @@ def test_an_answer_agrees_when_every_dimension_is_within_so_many_bins() -> None:
         assert agreement.now == pytest.approx(expected)
 
 
+def test_a_dimension_without_a_range_is_passed_over() -> None:
+    agreement = Agreement(bins=256, within=0, still=np.array([False, True]))
+    agreement.note(np.array([[0.0, 1.0]]), np.array([[0.0, -1.0]]))
+    assert agreement.now == (1.0, 1)
+    assert parse_statistics({"x": {"action": {"q01": [0, 0], "q99": [0, 1], "mask": [1, 1]}}})["x"].still.tolist() == [
+        True,
+        False,
+    ]
+
+
 def test_only_the_last_hundred_answers_count() -> None:
-    agreement = Agreement(bins=256, within=0)
+    agreement = Agreement(bins=256, within=0, still=np.array([False]))
     for _ in range(50):
         agreement.note(np.ones((2, 1)), np.zeros((1, 1)))
     for _ in range(100):
@@ -145,7 +155,7 @@ class FakeGraph:
 class Rig:
     def __init__(self) -> None:
         self.now = 7.0
-        self.graph, self.agreement = FakeGraph(), Agreement(256, 25)
+        self.graph, self.agreement = FakeGraph(), Agreement(256, 25, np.array([False, False]))
         self.broken: BundleError | None = None
         self.runner = LocalRunner(
             self.graph, 1, self.agreement, self.embed, lambda normalized: 10 * normalized, clock=lambda: self.now

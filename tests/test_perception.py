@@ -262,6 +262,20 @@ def test_a_call_that_fails_is_told_as_what_it_was(error: SplitVLAError, outcome:
         assert rig.step()[1:] == [Miss(11, outcome, "x")]
 
 
+def test_a_server_that_asks_to_be_left_alone_is_not_asked_before() -> None:
+    with Rig().agreed() as rig:
+        shed = Overloaded("queue full")
+        shed.retry_after_s = 0.4
+        rig.policy.acts = [shed]
+        rig.show(0)
+        assert [type(message) for message in rig.step()] == [Asked, Miss]
+        rig.now += 0.39
+        rig.show(1)
+        assert rig.step() == []
+        rig.now += 0.02
+        assert [type(message) for message in rig.step()] == [Asked, Chunk]
+
+
 def test_every_outcome_but_met_has_an_error() -> None:
     assert {outcome for _, outcome in OUTCOMES} == set(Outcome) - {Outcome.MET}
 

@@ -22,6 +22,7 @@ from splitvla_shared.recording import Answers, read_recording, write_answers
 
 FINGERPRINT = "ab" * 32
 PATCHES, DIM = 4, 8
+STILL = np.array([False, True])
 ROW_BYTES = PATCHES * DIM * 2
 
 
@@ -42,7 +43,7 @@ def numbers(folder: Path) -> list[float]:
 
 
 def test_what_was_answered_is_read_back_in_order(tmp_path: Path) -> None:
-    recorder = AnswerRecorder(tmp_path, FINGERPRINT, 1 << 20)
+    recorder = AnswerRecorder(tmp_path, FINGERPRINT, STILL, 1 << 20)
     for number in range(3):
         recorder.add(answer(number, "place" if number == 1 else "pick"))
     recorder.close()
@@ -53,12 +54,13 @@ def test_what_was_answered_is_read_back_in_order(tmp_path: Path) -> None:
         [0, 1, 0],
     )
     assert answers.patches.dtype == np.float16
+    assert answers.still.tolist() == [False, True]
     assert answers.normalized[2].tolist() == [[0.25, pytest.approx(-0.02)]]
     assert answers.tokens.tolist() == [[5, 6]] * 3
 
 
 def test_a_continuous_head_has_no_tokens_and_numbers_beyond_float16_stay_finite(tmp_path: Path) -> None:
-    recorder = AnswerRecorder(tmp_path, FINGERPRINT, 1 << 20)
+    recorder = AnswerRecorder(tmp_path, FINGERPRINT, STILL, 1 << 20)
     recorder.add(answer(100_000, tokens=()))
     recorder.close()
     (answers,) = read_recording(tmp_path)
@@ -69,7 +71,7 @@ def test_a_continuous_head_has_no_tokens_and_numbers_beyond_float16_stay_finite(
 def test_files_are_bounded_and_two_sessions_share_a_folder(tmp_path: Path) -> None:
     for _ in range(2):
         written = threading.Semaphore(0)
-        recorder = AnswerRecorder(tmp_path, FINGERPRINT, 1 << 20, write=_then(written.release))
+        recorder = AnswerRecorder(tmp_path, FINGERPRINT, STILL, 1 << 20, write=_then(written.release))
         for number in range(7):
             recorder.add(answer(number))
             if number % 3 == 2:
@@ -87,7 +89,7 @@ def _then(done: Callable[[], None]) -> Callable[[Path, Answers], None]:
 
 
 def test_a_recording_ends_at_its_size_and_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recorder = AnswerRecorder(tmp_path, FINGERPRINT, 2 * ROW_BYTES + 1)
+    recorder = AnswerRecorder(tmp_path, FINGERPRINT, STILL, 2 * ROW_BYTES + 1)
     for number in range(6):
         recorder.add(answer(number))
     recorder.close()
@@ -106,7 +108,7 @@ def test_a_disk_that_is_full_ends_the_recording_with_one_line(
         tried.release()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    recorder = AnswerRecorder(tmp_path, FINGERPRINT, 1 << 20, write=full)
+    recorder = AnswerRecorder(tmp_path, FINGERPRINT, STILL, 1 << 20, write=full)
     for number in range(9):
         recorder.add(answer(number))
         if number == 2:
@@ -123,7 +125,7 @@ def test_a_disk_that_is_slow_costs_frames_and_never_waits(tmp_path: Path) -> Non
         assert go_on.wait(5.0)
         write_answers(path, answers)
 
-    recorder = AnswerRecorder(tmp_path, FINGERPRINT, 1 << 20, write=slow)
+    recorder = AnswerRecorder(tmp_path, FINGERPRINT, STILL, 1 << 20, write=slow)
     for number in range(30):
         recorder.add(answer(number))
     go_on.set()
@@ -145,6 +147,7 @@ def test_a_file_that_could_not_be_written_leaves_nothing(tmp_path: Path, monkeyp
 def good() -> Answers:
     return Answers(
         FINGERPRINT,
+        STILL,
         np.zeros((2, PATCHES, DIM), np.float16),
         np.zeros((2, 1, 2), np.float32),
         np.zeros((2, 2), np.int32),
@@ -161,6 +164,7 @@ def good() -> Answers:
         {"instruction": np.array([0, 1])},
         {"instruction": np.array([-1, 0])},
         {"tokens": np.zeros(4, np.int32)},
+        {"still": np.zeros(3, np.bool_)},
     ],
 )
 def test_arrays_that_do_not_belong_together_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -181,6 +185,6 @@ def test_an_empty_folder_and_one_that_can_t_be_made_are_said(tmp_path: Path) -> 
         list(read_recording(tmp_path))
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ConfigError, match="can't be made"):
-        AnswerRecorder(tmp_path / "file", FINGERPRINT, 1)
+        AnswerRecorder(tmp_path / "file", FINGERPRINT, STILL, 1)
     with pytest.raises(ConfigError, match="max_mb"):
         RecordingSettings(max_mb=0)

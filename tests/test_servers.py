@@ -158,6 +158,23 @@ def test_a_server_that_shed_load_is_passed_over_for_a_second(rig: Rig) -> None:
     assert rig.counts() == (1, 1)
 
 
+def test_a_server_that_says_for_how_long_is_passed_over_for_so_long_and_the_other_one_is_asked_at_once(
+    rig: Rig,
+) -> None:
+    shed = rig.a.outcome = Overloaded("queue full")
+    shed.retry_after_s = 0.2
+    rig.infer()
+    assert shed.retry_after_s == 0.0, "nobody need wait: there is another server"
+    rig.a.outcome = Reply(7, tokens=(1,))
+    rig.now += 0.1
+    rig.infer()
+    rig.b.outcome = Unreachable("gone")
+    rig.now += 0.2
+    rig.infer()
+    rig.infer()
+    assert rig.counts() == (2, 2)
+
+
 def test_a_server_with_another_model_is_never_used(rig: Rig) -> None:
     rig.b.description = ServerDescription(replace(SPEC, fingerprint="0" * 64), tuple(Scheme))
     rig.pool.describe(1.0)

@@ -22,10 +22,11 @@ from splitvla_cloud.worker import GpuWorker, Served
 from splitvla_shared import __version__
 from splitvla_shared.actions import action_ids
 from splitvla_shared.codec.tables import CodecTables
-from splitvla_shared.errors import KeyFrameNeeded, Overloaded, SplitVLAError, status_for_error
+from splitvla_shared.errors import KeyFrameNeeded, LinkError, Overloaded, SplitVLAError, status_for_error
 from splitvla_shared.limits import MAX_INSTRUCTION_CHARS
 from splitvla_shared.messages import spec_to_message
 from splitvla_shared.spec import ModelSpec
+from splitvla_shared.transport import write_retry_after
 from splitvla_shared.wire import inference_pb2 as pb
 from splitvla_shared.wire.inference_pb2_grpc import InferenceServicer
 
@@ -180,5 +181,6 @@ async def _refuse(context: Any, request: pb.InferRequest, error: SplitVLAError) 
     status = status_for_error(error)
     robot = request.robot[:64]
     logger.info("session %016x robot %r: %s: %s", request.session, robot, status, error)
-    await context.abort(grpc.StatusCode[status], str(error))
+    retry_after_s = error.retry_after_s if isinstance(error, LinkError) else 0.0
+    await context.abort(grpc.StatusCode[status], str(error), write_retry_after(retry_after_s))
     raise AssertionError("abort raises")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from splitvla_cloud.admission import PassCost
 from splitvla_cloud.engine.interface import Engine, Frame, Outcome, Tokens
 from splitvla_cloud.scheduler import BusyMeter, FrameQueue, Ticket
-from splitvla_shared.errors import DeadlineMissed, ServerFault, SplitVLAError, Unreachable
+from splitvla_shared.errors import DeadlineMissed, Overloaded, ServerFault, SplitVLAError, Unreachable
 
 logger = logging.getLogger("splitvla.cloud")
 
@@ -22,6 +22,7 @@ logger = logging.getLogger("splitvla.cloud")
 _FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 _FAULTS_IN_A_ROW = 3
 _JOIN_S = 2.0
+_RETRY_AFTER_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,12 @@ class GpuWorker:
         with self._wake:
             if self._closed:
                 raise Unreachable("the server is going away; connect to another one")
-            dropped = self._queue.offer(ticket, now)
+            try:
+                dropped = self._queue.offer(ticket, now)
+            except Overloaded as error:
+                # Where the queue will have gone down by half, as far as is known: then there is room for most.
+                error.retry_after_s = max(_RETRY_AFTER_S, len(self._queue) / 2 * self._cost.of(1))
+                raise
             self._wake.notify()
         for leaving in dropped:
             _resolve(leaving.ticket.work.future, leaving.error)

@@ -10,7 +10,8 @@ import math
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any
 
 from splitvla_edge.datagrams import ChannelError, Datagrams, inherited_socket, socket_pair
@@ -54,6 +55,11 @@ _MISS = struct.Struct("<BQBH")
 _TEXT = struct.Struct("<BH")
 _EXHAUSTED = struct.Struct("<BQ")
 _LOCAL = struct.Struct("<BQdHHdI")
+
+# Not by dataclasses.astuple, which copies field by field: every tick sends a hint.
+_hint_fields, _asked_fields, _stage_fields = (
+    attrgetter(*(field.name for field in fields(each))) for each in (Hint, Asked, StageTimes)
+)
 
 
 def pack(message: Message) -> bytes:
@@ -111,7 +117,7 @@ def _read_text(data: bytes, length: int) -> str:
 
 def _write_hint(kind: int, m: Hint) -> bytes:
     _times(m.max_age_s, m.deadline_min_s, m.deadline_max_s, m.gap_s)
-    return _HINT.pack(kind, *astuple(m))
+    return _HINT.pack(kind, *_hint_fields(m))
 
 
 def _read_hint(data: bytes) -> Hint:
@@ -150,7 +156,7 @@ def _read_frame(data: bytes) -> FrameSeen:
 
 def _write_asked(kind: int, m: Asked) -> bytes:
     _times(m.captured_at, m.deadline_at)
-    return _ASKED.pack(kind, *astuple(m))
+    return _ASKED.pack(kind, *_asked_fields(m))
 
 
 def _read_asked(data: bytes) -> Asked:
@@ -165,7 +171,7 @@ def _write_chunk(kind: int, m: Chunk) -> bytes:
     _times(m.captured_at, m.finished_at, hints.busy)
     head = _CHUNK.pack(
         kind, m.sequence, m.epoch, m.captured_at, m.finished_at, length, dims, m.clipped, m.wire_bytes, m.rung,
-        hints.queued, hints.busy, int(hints.draining), *astuple(m.stages),
+        hints.queued, hints.busy, int(hints.draining), *_stage_fields(m.stages),
     )  # fmt: skip
     return head + values
 

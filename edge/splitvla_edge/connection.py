@@ -4,7 +4,7 @@ A connection can be dead without anyone saying so: the path was gone and TCP wai
 middlebox forgot it, a flipped bit broke its framing. gRPC finds out by pings, seconds later, while the robot stands.
 
 Rules of this file:
- - The old connection serves until the fresh one has shaken hands: that is what proves the path, in both directions.
+ - The old connection serves until the server has answered on the fresh one: that proves the path, in both directions.
  - A fresh one that is not there soon is replaced: its own first packets may have been lost.
  - While calls are answered there is no second connection. One that was adopted and helped nothing delays the next.
 """
@@ -18,46 +18,45 @@ from typing import Any
 
 import grpc
 
-_GRACE_S = 0.05  # what a call waits for a fresh connection: most networks of robots shake hands in less
-_SHAKES_HANDS_S = 0.25
+_GRACE_S = 0.05  # what a call waits for a fresh connection: on most networks of robots an answer takes less
+_ANSWERS_S = 0.25
 _PATIENCE = (1, 8)  # unheard calls in a row before a fresh connection: at first, and at most
 
 OpenChannel = Callable[[], grpc.Channel]
+Knock = Callable[[grpc.Channel], Any]
 
 
 class _Fresh:
     """A channel on its way to be connected. Mutable state: set by gRPC's thread."""
 
-    def __init__(self, channel: grpc.Channel, now: float) -> None:
+    def __init__(self, channel: grpc.Channel, knock: Knock, now: float) -> None:
         self.channel, self.began = channel, now
         self.failed = False
-        self._ready = threading.Event()
-        channel.subscribe(self._see, try_to_connect=True)
+        self._ended = threading.Event()
+        self._call = knock(channel)
+        self._call.add_done_callback(self._see)
 
-    def ready_within(self, timeout_s: float) -> bool:
-        return self._ready.wait(timeout_s)
+    def answered_within(self, timeout_s: float) -> bool:
+        return self._ended.wait(timeout_s) and not self.failed
 
     def give_up(self) -> None:
+        self._call.cancel()
         self.channel.close()
 
-    def adopt(self) -> grpc.Channel:
-        self.channel.unsubscribe(self._see)
-        return self.channel
-
-    def _see(self, state: grpc.ChannelConnectivity) -> None:
-        if state is grpc.ChannelConnectivity.READY:
-            self._ready.set()
-        self.failed = state is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+    def _see(self, call: Any) -> None:
+        self.failed = call.cancelled() or (call.exception() is not None and unanswered(call.exception()))
+        self._ended.set()
 
 
 class Connection:
     """Thread-safe. Mutable state, under a lock: the channel in use, the fresh one, and the calls that went unheard.
 
-    `open_channel` must give a channel that shares no connection with another (`grpc.use_local_subchannel_pool`).
+    open_channel: gives a channel that shares no connection with another (`grpc.use_local_subchannel_pool`).
+    knock: begins a small call on it; gives grpc's future, which fails at once where the connection is refused.
     """
 
-    def __init__(self, open_channel: OpenChannel, clock: Callable[[], float] = time.monotonic) -> None:
-        self._open, self._clock = open_channel, clock
+    def __init__(self, open_channel: OpenChannel, knock: Knock, clock: Callable[[], float] = time.monotonic) -> None:
+        self._open, self._knock, self._clock = open_channel, knock, clock
         self._channel = open_channel()
         self._fresh: _Fresh | None = None
         self._unheard, self._patience = 0, _PATIENCE[0]
@@ -67,7 +66,7 @@ class Connection:
     def channel(self) -> grpc.Channel:
         """For one call. Waits a moment for a fresh connection, where there is one to come."""
         fresh = self._fresh
-        if fresh is not None and not fresh.failed and fresh.ready_within(_GRACE_S):
+        if fresh is not None and not fresh.failed and fresh.answered_within(_GRACE_S):
             self._adopt(fresh)
         return self._channel
 
@@ -84,9 +83,9 @@ class Connection:
             if self._closed or self._unheard < self._patience:
                 return
             fresh = self._fresh
-            if fresh is None or fresh.failed or self._clock() - fresh.began >= _SHAKES_HANDS_S:
+            if fresh is None or fresh.failed or self._clock() - fresh.began >= _ANSWERS_S:
                 self._drop_fresh()
-                self._fresh = _Fresh(self._open(), self._clock())
+                self._fresh = _Fresh(self._open(), self._knock, self._clock())
 
     def close(self) -> None:
         """May be called twice."""
@@ -99,7 +98,7 @@ class Connection:
         with self._lock:
             if self._fresh is not fresh:  # another thread was faster, or the link was closed
                 return
-            old, self._channel, self._fresh = self._channel, fresh.adopt(), None
+            old, self._channel, self._fresh = self._channel, fresh.channel, None
             self._unheard, self._patience = 0, min(2 * self._patience, _PATIENCE[1])
         old.close()
 

@@ -175,7 +175,7 @@ def _control(settings: RunSettings, robot: OpenedRobot, log: LineWriter, run_dir
 
 def _emitter(log: LineWriter, notices: Notices) -> Callable[[StepRecord], None]:
     def emit(record: StepRecord) -> None:
-        log.put(record.to_json())
+        log.put(record.to_json)  # made into JSON by the writing thread
         notices.add(record)
 
     return emit

@@ -31,11 +31,12 @@ from splitvla_shared.errors import (
 )
 from splitvla_shared.messages import spec_from_message, tensor_to_message
 from splitvla_shared.nouns import FloatArray, Scheme
-from splitvla_shared.transport import client_options
+from splitvla_shared.transport import client_options, read_retry_after
 from splitvla_shared.wire import inference_pb2 as pb
 from splitvla_shared.wire import inference_pb2_grpc as rpc
 
 _MAX_TOKEN_ID = 1 << 24
+_KNOCK_S = 2.0
 _RECONNECT_PAUSE_S = 0.1  # as long as the channel's own first back-off
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 
@@ -49,10 +50,10 @@ class GrpcLink:
         target = f"dns:///{self.address}"  # explicit, so that a host called "unix" is a host
         options = client_options()
         if security is None:
-            self._connection = Connection(lambda: grpc.insecure_channel(target, options=options))
+            self._connection = Connection(lambda: grpc.insecure_channel(target, options=options), _knock)
         else:
             credentials = grpc.ssl_channel_credentials(*security.read())
-            self._connection = Connection(lambda: grpc.secure_channel(target, credentials, options=options))
+            self._connection = Connection(lambda: grpc.secure_channel(target, credentials, options=options), _knock)
         self._stubbed: tuple[grpc.Channel, Any] | None = None
 
     def describe(self, timeout_s: float) -> ServerDescription:
@@ -167,7 +168,9 @@ class GrpcLink:
             kind = ServerFault
         elif status == "UNIMPLEMENTED":
             details = f"not a splitvla server of this version ({details})"
-        return kind(f"{what}: the call to {self.address} ended with {status}: {details or 'no reason given'}")
+        failure = kind(f"{what}: the call to {self.address} ended with {status}: {details or 'no reason given'}")
+        failure.retry_after_s = read_retry_after(error.trailing_metadata())
+        return failure
 
 
 class PendingCall:
@@ -193,6 +196,11 @@ class PendingCall:
     def cancel(self) -> None:
         """Does nothing to a call that has ended."""
         self._future.cancel()
+
+
+def _knock(channel: grpc.Channel) -> Any:
+    """Whether the server answers on this channel: the smallest call that there is."""
+    return rpc.InferenceStub(channel).Describe.future(pb.DescribeRequest(), timeout=_KNOCK_S)  # type: ignore[no-untyped-call]
 
 
 def check_address(address: str) -> str:

@@ -164,7 +164,7 @@ class Perception:
         self._agreed = self._ever_agreed = self._said_exhausted = False
         self._backoff_s = _BACKOFF_S[0]
         self._sequence = 0
-        self._called_at = -math.inf
+        self._called_at = self._not_before = -math.inf
         self._last_frame = self._last_reported = -1
 
     def run(self) -> None:
@@ -191,7 +191,7 @@ class Perception:
             self._connect()
             return
         hint = self._hint
-        if hint is not None and self._clock() - self._called_at < hint.gap_s:
+        if hint is not None and self._clock() < max(self._called_at + hint.gap_s, self._not_before):
             self._pause(_IDLE_S)
             return
         frame = self._new_frame()
@@ -289,6 +289,8 @@ class Perception:
         except SplitVLAError as error:
             self._send(Miss(sequence, _outcome(error), str(error)))
             self._agreed = not isinstance(error, SpecMismatch)  # the server may have been restarted: ask it
+            if isinstance(error, LinkError):
+                self._not_before = self._clock() + error.retry_after_s
             if isinstance(error, Unreachable):
                 self._pause(_UNREACHABLE_PAUSE_S)
             return

@@ -11,7 +11,7 @@ import queue
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,8 @@ from splitvla_shared.nouns import StageTimes
 
 STEPS_FILE, RUN_FILE = "steps.jsonl", "run.json"
 _QUEUE_LINES = 4096
+
+Line = str | Callable[[], str]
 
 
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
@@ -90,7 +92,7 @@ class LineWriter:
         """Raises ConfigError when the file can't be made."""
         self.dropped = self.failed = 0
         self._path, self._end = path, 0
-        self._queue: queue.Queue[str | None] = queue.Queue(capacity)
+        self._queue: queue.Queue[Line | None] = queue.Queue(capacity)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("wb", buffering=0)
@@ -99,7 +101,8 @@ class LineWriter:
         self._thread = threading.Thread(target=self._write, name=f"log {path.name}", daemon=True)
         self._thread.start()
 
-    def put(self, line: str) -> None:
+    def put(self, line: Line) -> None:
+        """A line, or what makes it: that is then the thread's work, and not the caller's."""
         try:
             self._queue.put_nowait(line)
         except queue.Full:
@@ -116,7 +119,7 @@ class LineWriter:
     def _write(self) -> None:
         with self._file as file:
             while (line := self._queue.get()) is not None:
-                self._write_line(file, line)
+                self._write_line(file, line if isinstance(line, str) else line())
 
     def _write_line(self, file: io.FileIO, line: str) -> None:
         data, reason = line.encode() + b"\n", "no space left for a whole line"

@@ -25,7 +25,7 @@ from splitvla_shared.errors import LinkError, Overloaded, SpecMismatch, Supersed
 
 _PROBE_S = 1.0
 _OTHERS_S = 0.1  # what a handshake waits for the next server when one has answered that can be used
-_SHED_S = 1.0  # a server that shed load is passed over for so long, where there is another
+_SHED_S = 1.0  # a server that shed load is passed over for so long, unless it says for how long itself
 
 
 class Pending(Protocol):
@@ -178,7 +178,9 @@ class ServerPool:
     def _note_failure(self, server: _Server, error: LinkError) -> None:
         now = self._clock()
         if isinstance(error, Overloaded):
-            server.passed_over_until = now + _SHED_S
+            server.passed_over_until = now + (error.retry_after_s or _SHED_S)
+            if self._spare(server) is not None:
+                error.retry_after_s = 0.0  # the next frame goes there, and at once
         elif isinstance(error, SpecMismatch):
             server.description = None
         elif not isinstance(error, Superseded):

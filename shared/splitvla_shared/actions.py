@@ -63,6 +63,12 @@ class ActionStatistics:
     def dims(self) -> int:
         return len(self.low)
 
+    @property
+    def still(self) -> npt.NDArray[np.bool_]:
+        """(dims,): True where the range is empty, so that no token means any motion."""
+        empty: npt.NDArray[np.bool_] = self.high == self.low
+        return self.mask & empty
+
     def unnormalize(self, normalized: ActionArray) -> ActionArray:
         """(…, dims) in [-1, 1] to the robot's units, float64."""
         scaled = 0.5 * (normalized + 1) * (self.high - self.low) + self.low

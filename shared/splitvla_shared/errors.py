@@ -56,7 +56,10 @@ class RobotError(SplitVLAError):
 
 
 class LinkError(SplitVLAError):
+    """retry_after_s: how long the server asks to be left alone, 0 where it asks for nothing."""
+
     exit_code = 4
+    retry_after_s = 0.0
 
 
 class Unreachable(LinkError):  # noqa: N818 - the names are the outcomes that the field speaks of

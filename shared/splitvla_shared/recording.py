@@ -4,6 +4,7 @@ A recording is a folder of files `answers-<session>-<number>.npz`, each an uncom
 
     version       int64, 1
     fingerprint   text, of the bundle whose encoder gave the embeddings
+    still         bool (dims,), True where the statistics leave no range, so that what is said moves nothing
     patches       float16 (n, cameras * patches, embed_dim)
     normalized    float32 (n, chunk_length, dims), what the server said, in [-1, 1]
     tokens        int32 (n, chunk_length * dims), the same as tokens; (n, 0) of a continuous head
@@ -36,6 +37,7 @@ class Answers:
     """The frames of one file; see this module's first lines."""
 
     fingerprint: str
+    still: npt.NDArray[np.bool_]
     patches: npt.NDArray[np.float16]
     normalized: npt.NDArray[np.float32]
     tokens: npt.NDArray[np.int32]
@@ -55,6 +57,7 @@ def write_answers(path: Path, answers: Answers) -> None:
                 file,
                 version=np.int64(VERSION),
                 fingerprint=np.str_(answers.fingerprint),
+                still=answers.still,
                 patches=answers.patches,
                 normalized=answers.normalized,
                 tokens=answers.tokens,
@@ -86,6 +89,7 @@ def _read(path: Path) -> Answers:
                 raise ValueError(f"version {int(stored['version'])}, this is {VERSION}")
             answers = Answers(
                 str(stored["fingerprint"]),
+                stored["still"],
                 stored["patches"],
                 stored["normalized"],
                 stored["tokens"],
@@ -104,6 +108,7 @@ def _check(path: Path, answers: Answers) -> None:
         answers.patches.dtype == np.float16
         and answers.patches.ndim == answers.normalized.ndim == 3
         and answers.tokens.ndim == 2
+        and answers.still.shape == answers.normalized.shape[2:]
         and answers.instruction.shape == (count,)
         and len(answers.normalized) == len(answers.tokens) == count > 0
     )

@@ -8,6 +8,10 @@ the action are. Compression stays off: grpcio inflates a bomb before it rejects 
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterable
+
 Option = tuple[str, int]
 
 _COMMON: tuple[Option, ...] = (
@@ -41,11 +45,29 @@ _SERVER: tuple[Option, ...] = (
     ("grpc.so_reuseport", 0),  # two servers on one port would share robots at random
 )
 
+# Trailing metadata of a call that was refused: whole milliseconds after which the next one is welcome.
+RETRY_AFTER_KEY = "retry-after-ms"
+_WHOLE = re.compile(r"[0-9]{1,9}")
+_RETRY_AFTER_S = 2.0  # a robot stands still meanwhile: no server may ask for more
+
 _REPLY_BYTES = 128 * 1024  # above the largest legal chunk, 256 steps of 64 float32
 
 
 def client_options() -> list[Option]:
     return [*_COMMON, *_CLIENT, ("grpc.max_receive_message_length", _REPLY_BYTES), ("grpc.max_send_message_length", -1)]
+
+
+def write_retry_after(seconds: float) -> tuple[tuple[str, str], ...]:
+    """As trailing metadata; empty for 0."""
+    return ((RETRY_AFTER_KEY, str(math.ceil(1000 * min(seconds, _RETRY_AFTER_S)))),) if seconds > 0 else ()
+
+
+def read_retry_after(metadata: Iterable[tuple[str, str | bytes]] | None) -> float:
+    """Seconds, at most two; 0 where there is no such entry, or one that is no whole number."""
+    for key, value in metadata or ():
+        if key == RETRY_AFTER_KEY and isinstance(value, str) and _WHOLE.fullmatch(value):
+            return min(int(value) / 1000, _RETRY_AFTER_S)
+    return 0.0
 
 
 def server_options(max_request_bytes: int) -> list[Option]:

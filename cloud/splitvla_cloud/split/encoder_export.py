@@ -101,7 +101,7 @@ def _without_large_weights(
 
 def _trace(model: nn.Module, vision: VisionGeometry) -> Any:
     image = torch.zeros((1, vision.image_size, vision.image_size, 3), dtype=torch.uint8)
-    with _quiet_exporter(), torch.no_grad():
+    with quiet_exporter(), torch.no_grad():
         return torch.onnx.export(
             model,
             (image,),
@@ -140,7 +140,7 @@ def _float32_size(entry: StoredTensor) -> int:
 
 
 @contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """The exporter narrates, and complains that torchvision is absent; none of it is for the user of `split`."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

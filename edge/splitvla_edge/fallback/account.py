@@ -73,7 +73,12 @@ class Account:
 
     def since_executed(self, at: float) -> int:
         """How many actions were executed after `at`."""
-        return sum(executed > at for executed in self._executed)
+        count = 0
+        for executed in reversed(self._executed):  # they rise: few are newer than a frame
+            if executed <= at:
+                break
+            count += 1
+        return count
 
     def last_executed_at(self) -> float | None:
         return self._executed[-1] if self._executed else None

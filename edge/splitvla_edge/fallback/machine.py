@@ -25,7 +25,8 @@ class FallbackMachine:
     """Owned by the control process and ticked by one thread. What the guards read is public; nobody else writes it.
 
     Mutable state: state and cause; account, chooser, local (of replies, payload, local policy); hold_time, local_time;
-    held_since, settled_at (of the last hold); stillness; last_values (the last command that was an action).
+    held_since, settled_at (of the last hold); stillness; last_values (the last command that was an action); stale,
+    unready (of this tick's camera, robot and perception).
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class FallbackMachine:
         self._now = -math.inf
         self._gripper = space.gripper_start
         self._stale, self._unready = Absence(), Absence()
+        self.stale: bool = True
+        self.unready: bool = True
         self._begin_epoch(-math.inf)
 
     @property
@@ -72,8 +75,7 @@ class FallbackMachine:
         self._estopped |= inputs.estop
         self._spend_time(now)
         self._absorb(now, inputs)
-        event = next(event for event, holds in GUARDS if holds(self, now, inputs))
-        self._move(now, event)
+        self._move(now, self._event(now, inputs))
         if self.state in REMOTE:
             return self._act(now, inputs)
         if self.state is State.LOCAL and (action := self.local.take()) is not None:
@@ -165,8 +167,16 @@ class FallbackMachine:
         if inputs.local is not None:
             self.local.see(inputs.local, self.account.since_executed(inputs.local.captured_at))
         self.stillness.see(now, inputs.position)
-        self._stale.see(now, camera_stale(self, now, inputs), inputs.frame_at)
-        self._unready.see(now, not_ready(self, now, inputs), inputs.frame_at)
+        self.stale, self.unready = camera_stale(self, now, inputs), not_ready(self, now, inputs)
+        self._stale.see(now, self.stale, inputs.frame_at)
+        self._unready.see(now, self.unready, inputs.frame_at)
+
+    def _event(self, now: float, inputs: TickInputs) -> Event:
+        """The worst one of this tick."""
+        for event, holds in GUARDS:
+            if holds(self, now, inputs):
+                return event
+        raise AssertionError("the last guard always holds")
 
     def _move(self, now: float, event: Event) -> None:
         before, transition = self.state, TRANSITIONS[self.state, event]

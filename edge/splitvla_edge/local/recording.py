@@ -33,7 +33,10 @@ def recording(settings: RecordingSettings, policy: EdgePolicy) -> Iterator[None]
     if settings.folder is None:
         yield
         return
-    recorder = AnswerRecorder(settings.folder, policy.model.spec.fingerprint, settings.max_mb * 1_000_000)
+    model = policy.model
+    recorder = AnswerRecorder(
+        settings.folder, model.spec.fingerprint, model.statistics.still, settings.max_mb * 1_000_000
+    )
     policy.on_answer.append(recorder.add)
     try:
         yield
@@ -59,14 +62,21 @@ class AnswerRecorder:
     """`add` is the perception loop's. Mutable state: the rows of the next file, the bytes left, and the end."""
 
     def __init__(
-        self, folder: Path, fingerprint: str, max_bytes: int, *, write: Callable[[Path, Answers], None] = write_answers
+        self,
+        folder: Path,
+        fingerprint: str,
+        still: npt.NDArray[np.bool_],
+        max_bytes: int,
+        *,
+        write: Callable[[Path, Answers], None] = write_answers,
     ) -> None:
         """max_bytes: of this session's files; the recording ends there. Raises ConfigError without a folder."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"{folder} can't be made: {error.strerror}; choose another folder") from error
-        self._folder, self._fingerprint, self._left, self._write = folder, fingerprint, max_bytes, write
+        self._folder, self._fingerprint, self._still = folder, fingerprint, still
+        self._left, self._write = max_bytes, write
         self._session = secrets.token_hex(4)
         self._rows: list[_Row] = []
         self._collected = 0
@@ -118,7 +128,7 @@ class AnswerRecorder:
             path = self._folder / f"answers-{self._session}-{self._number:05}.npz"
             self._number += 1
             try:
-                self._write(path, _answers(rows, self._fingerprint))
+                self._write(path, _answers(rows, self._fingerprint, self._still))
             except OSError as error:
                 if not self._ended:
                     self._ended = True
@@ -126,10 +136,11 @@ class AnswerRecorder:
                     print(f"splitvla-edge: the recording in {self._folder} ends here: {text}", file=sys.stderr)
 
 
-def _answers(rows: list[_Row], fingerprint: str) -> Answers:
+def _answers(rows: list[_Row], fingerprint: str, still: npt.NDArray[np.bool_]) -> Answers:
     instructions = tuple(dict.fromkeys(row.instruction for row in rows))
     return Answers(
         fingerprint=fingerprint,
+        still=still,
         patches=np.stack([row.patches for row in rows]),
         normalized=np.stack([row.normalized for row in rows]),
         tokens=np.array([row.tokens for row in rows], np.int32).reshape(len(rows), -1),

@@ -110,7 +110,7 @@ def open_runner(settings: LocalSettings, instruction: str, policy: EdgePolicy, *
             raise ConfigError(text)
         print(f"splitvla-edge: {text}; without it the robot holds when the server is away", file=sys.stderr)
         return None
-    agreement = Agreement(spec.action_bins, settings.within_bins)
+    agreement = Agreement(spec.action_bins, settings.within_bins, policy.model.statistics.still)
     runner = LocalRunner(graph, index, agreement, policy.embed, policy.to_robot)
     policy.on_answer.append(runner.compare)
     return runner
