@@ -1,17 +1,23 @@
 """The second stage of training: the language model alone, on pictures whose patches were computed once.
 
-The towers and the projector stay as they are, so a step costs a fraction of a whole one. Three things make the words
-count: the sentences that one picture of balls could come with are learned in the same batch; one head of the first
-layer is shown what a word names (it is to look at the patches that hold it); and a head that is not exported must tell,
-from what the last layer is given where the sentence ends, how far the fingers are from what the sentence is about.
+The towers and the projector stay as they are, so a step costs a fraction of a whole one. Four things make the words
+count, of which nothing is exported but the weights that they led to:
+
+- the sentences that one picture of balls could come with are learned in the same batch;
+- naming: a head of the first layer is shown where a word's thing is, the patches that hold it;
+- hearing: a head of the second layer is shown which words those are, wherever an answer is to be given;
+- meaning: a head of its own must tell, from what the last layer is given where the sentence ends, how far the fingers
+  are from what the sentence is about.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +110,9 @@ class LanguageTrainer:
         return first.blended(second, 0.5)
 
     def _told(self, asked: Asked, words: Words) -> Losses:
-        """Gradients of half of the loss are added up."""
+        """Adds up gradients of half of the loss. Returned as Losses: `auxiliary` is naming and hearing, `place_m` how
+        far off meaning is.
+        """
         tasks, bins = asked.tasks.flatten(), asked.bins.flatten(0, 1)
         noise = _NOISE_BINS * torch.randn(bins.shape) * (torch.rand(len(bins), 1) < 0.5)
         ids, lengths = token_ids(words.prompts, tasks, bins, SIZES, noise)
@@ -131,7 +139,7 @@ def meaning_loss(guess: Tensor, meant: Tensor) -> tuple[Tensor, float]:
 
 
 def naming_loss(looks: Tensor, there: Tensor) -> Tensor:
-    """looks: (B, P, n, J), shares of a head's attention. there: bool, the same shape, where it should go."""
+    """looks: (B, P, MEANT, J), shares of a head's attention. there: bool, the same shape, where it should go."""
     named = there.any(-1)
     return -(looks * there).sum(-1)[named].clamp(min=1e-6).log().mean()
 
@@ -164,22 +172,15 @@ def language_begun(out: Path) -> bool:
 
 
 def train_language(folder: Path, out: Path, minutes: float, size: int) -> None:
-    """Until `minutes` of this stage are over. Another process looks at the frames meanwhile."""
+    """Until `minutes` of this stage are over, on the processor. Another process looks at the frames meanwhile."""
     trainer, words = LanguageTrainer.start(out), Words.of(out)
-    with (out / "seen.log").open("ab") as log:
-        looking = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.world.seen", str(out), str(folder)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
     pictures = Pictures(folder, out, seed=trainer.step)
-    while len(pictures) < _FIRST_PICTURES and looking.poll() is None:
-        time.sleep(1.0)
-        pictures.refresh()
     mean: Losses | None = None
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress, (out / "language.csv").open("a", encoding="utf-8") as table:
+    with looking(folder, out) as looker, Progress(*columns) as progress, (out / "language.csv").open("a") as table:
+        while len(pictures) < _FIRST_PICTURES and looker.poll() is None:
+            time.sleep(1.0)
+            pictures.refresh()
         bar = progress.add_task("language", total=60 * minutes, completed=int(trainer.elapsed_s))
         while trainer.elapsed_s < 60 * minutes:
             began = time.monotonic()
@@ -194,4 +195,16 @@ def train_language(folder: Path, out: Path, minutes: float, size: int) -> None:
             said = f"step {trainer.step}, {len(pictures)} pictures, {mean.text(' ')}"
             progress.update(bar, completed=trainer.elapsed_s, description=said)
     trainer.save(out)
-    looking.wait()
+
+
+@contextlib.contextmanager
+def looking(folder: Path, out: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """benchmarks.world.seen beside whatever is done meanwhile, and no longer than that."""
+    command = [sys.executable, "-m", "benchmarks.world.seen", str(out), str(folder)]
+    with (out / "seen.log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()

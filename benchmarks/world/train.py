@@ -3,8 +3,9 @@
     python -m benchmarks.world.train FRAMES OUT [--minutes 60] [--language-minutes 40] [--device cpu] [--batch 32]
 
 FRAMES is the folder that benchmarks.world.generate fills, and may still be filling. At set moments the policy's own
-roll-outs, labelled by the expert, are added to it by another process (DAgger). OUT gets latest.pt, log.csv and the
-tokenizer's files; benchmarks.world.export makes a checkpoint of it.
+roll-outs, labelled by the expert, are added to it by another process (DAgger). After that the towers stay as they are
+and the language model is trained alone (benchmarks.world.language). OUT gets latest.pt, log.csv, language.csv, what the
+towers saw (131 kB a picture) and the tokenizer's files; benchmarks.world.export makes a checkpoint of it.
 """
 
 from __future__ import annotations
