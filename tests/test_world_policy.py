@@ -76,11 +76,26 @@ def test_the_tokens_that_training_would_predict_are_those_said_with_a_cache(poli
     wide = max(map(len, prompts))
     padded = torch.tensor([[0] * (wide - len(prompt)) + prompt for prompt in prompts])
     everything = torch.arange(256).expand(3, -1)
-    lengths = torch.tensor([len(prompt) + 6 for prompt in prompts])
+    lengths = torch.tensor([[len(prompt) + 6] for prompt in prompts])
     with torch.no_grad():
         patches = policy.patches(torch.from_numpy(np.stack(images)), everything)
-        logits = policy(patches, everything, torch.cat([padded, said[:, :-1]], dim=1), lengths)
-    assert (logits.argmax(-1) == said).all()
+        logits, _ = policy(patches, everything, torch.cat([padded, said[:, :-1]], dim=1)[:, None], lengths)
+    assert (logits[:, 0].argmax(-1) == said).all()
+
+
+def test_sentences_about_one_picture_do_not_hear_each_other(policy: Policy, words: Path) -> None:
+    tasks, bins_said = torch.tensor([0, 8, 4]), torch.arange(21).reshape(3, 7)
+    prompts = [prompt_ids(words, TASKS[name].instruction) for name in TASK_NAMES]
+    ids, lengths = token_ids(prompts, tasks, bins_said, SIZES, torch.zeros(3, 7))
+    keep = torch.arange(0, 256, 4)[None]
+    with torch.no_grad():
+        patches = policy.patches(torch.from_numpy(np.stack(_images(1))), keep)
+        together, thought = policy(patches, keep, ids[None], lengths[None])
+        for number in range(3):
+            which = slice(number, number + 1)
+            alone, alone_thought = policy(patches, keep, ids[None, which], lengths[None, which])
+            assert torch.allclose(together[:, which], alone, atol=1e-4)
+            assert torch.allclose(thought.ends()[:, which], alone_thought.ends(), atol=1e-4)
 
 
 def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(policy: Policy, words: Path) -> None:
@@ -135,10 +150,10 @@ def test_one_batch_can_be_learned_by_heart(tmp_path: Path, words: Path) -> None:
     optimiser = torch.optim.AdamW(policy.parameters(), lr=1e-3)
     losses = []
     for _ in range(12):
-        ids, lengths = token_ids(prompts, batch, SIZES, torch.zeros(4, 7))
+        ids, lengths = token_ids(prompts, batch.tasks, batch.bins, SIZES, torch.zeros(4, 7))
         patches = policy.patches(batch.images, batch.keep, batch.onward)
-        logits = policy(patches, batch.keep.gather(1, batch.onward), ids, lengths)
-        loss = action_loss(logits, batch, SIZES) + auxiliary_loss(policy.auxiliary(patches), batch)[0]
+        logits, _ = policy(patches, batch.keep.gather(1, batch.onward), ids[:, None], lengths[:, None])
+        loss = action_loss(logits[:, 0], batch.normalised, SIZES) + auxiliary_loss(policy.auxiliary(patches), batch)[0]
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         optimiser.step()

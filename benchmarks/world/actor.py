@@ -54,7 +54,7 @@ class Actor:
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         everything = torch.arange(self._policy.sizes.patches).expand(len(images), -1)
         patches = self._policy.patches(torch.from_numpy(np.stack(images)), everything)
-        x, positions, real = self._policy.sequence(patches, everything, ids, lengths)
+        x, positions, real = self._policy.sequence(patches, everything, ids[:, None], lengths[:, None])
         mask, said, cache = real.long(), [], None
         for _ in range(ACTION_DIMS):
             out = self._backbone(

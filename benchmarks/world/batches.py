@@ -80,11 +80,11 @@ class Frames:
         actions = normalised(np.stack([shards[shard].actions[frame] for shard, frame in rows]))
         places = np.stack([shards[shard].landmarks[frame] for shard, frame in rows])
         pixels = project(places.astype(np.float64))
-        kept, sent = self._choose(images, pixels, keep, onward)
-        chosen = np.take_along_axis(kept, sent, 1)
-        apart = pixels[:, None] - _centres()[chosen][:, :, None]
+        kept, sent = self._choose(images, places, keep, onward)
+        chosen = np.take_along_axis(kept, sent, 1)[:, :, None]
+        apart = pixels[:, None] - _centres()[chosen]
         with np.errstate(invalid="ignore"):
-            here = np.abs(apart).max(-1) < _HERE_PX
+            here = on_patches(pixels[:, None], chosen)
         return Batch(
             images=torch.from_numpy(images),
             tasks=torch.from_numpy(tasks),
@@ -98,15 +98,14 @@ class Frames:
         )
 
     def _choose(
-        self, images: npt.NDArray[np.uint8], pixels: npt.NDArray[np.float64], keep: int, onward: int
+        self, images: npt.NDArray[np.uint8], places: npt.NDArray[np.float32], keep: int, onward: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Patches near things first, then those that differ from the empty table, then any, by lot."""
         count = _SIDE**2
         everything = np.broadcast_to(np.arange(count), (len(images), count)).copy()
         if keep >= count:
             return everything, everything
-        apart = np.abs(pixels[:, None] - _centres()[None, :, None]).max(-1)
-        near = (np.where(np.isnan(apart), np.inf, apart) < _NEAR_PX).any(-1)
+        near = near_landmarks(places)
         thin = images[:, ::2, ::2].astype(np.int16)
         different = np.abs(thin - self._empty_table()).mean(-1)
         different = different.reshape(-1, _SIDE, PATCH // 2, _SIDE, PATCH // 2).mean((2, 4)).reshape(-1, count)
@@ -125,20 +124,37 @@ class Frames:
         return self._background
 
 
+def near_landmarks(places: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """places: (B, landmarks, 3) in metres, NaN where there is none. bool (B, 256): which patches are near one."""
+    pixels = project(places.astype(np.float64))
+    apart = np.abs(pixels[:, None] - _centres()[None, :, None]).max(-1)
+    return np.asarray((np.where(np.isnan(apart), np.inf, apart) < _NEAR_PX).any(-1), dtype=np.bool_)
+
+
+def on_patches(pixels: npt.NDArray[np.float64], patches: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Whether points (..., 2) of the picture lie on patches (...), by their numbers, or only just beside them."""
+    here: npt.NDArray[np.bool_] = np.abs(pixels - _centres()[patches]).max(-1) < _HERE_PX
+    return here
+
+
 def _centres() -> npt.NDArray[np.float64]:
     """Pixel centres of the patches: (256, 2), x and y."""
     row, column = np.divmod(np.arange(_SIDE**2), _SIDE)
     return np.stack([column, row], 1) * PATCH + PATCH / 2
 
 
-def token_ids(prompts: list[list[int]], batch: Batch, sizes: Sizes, noise: Tensor) -> tuple[Tensor, Tensor]:
+def token_ids(
+    prompts: list[list[int]], tasks: Tensor, numbers: Tensor, sizes: Sizes, noise: Tensor
+) -> tuple[Tensor, Tensor]:
     """Prompts and the first six action tokens, padded on the left: ids (B, W) and lengths (B,).
 
-    noise: (B, 7), added to the bins: while it acts the policy reads its own tokens, which are never exactly right.
+    tasks: (B,), indices into prompts. numbers: the bins (B, 7). noise: (B, 7), added to the bins: while it acts the
+    policy reads its own tokens, which are never exactly right.
     """
-    said = (batch.bins.float() + noise).round().long().clamp(0, ACTION_BINS - 1)
+    said = (numbers.float() + noise).round().long().clamp(0, ACTION_BINS - 1)
     answers = sizes.action_vocab_size - 1 - said[:, :-1]
-    wide = max(map(len, prompts))
-    padded = torch.tensor([[0] * (wide - len(prompt)) + prompt for prompt in prompts])[batch.tasks]
-    lengths = torch.tensor([len(prompt) for prompt in prompts])[batch.tasks] + answers.shape[1]
+    asked = [prompts[task] for task in tasks.tolist()]
+    wide = max(map(len, asked))
+    padded = torch.tensor([[0] * (wide - len(prompt)) + prompt for prompt in asked], device=answers.device)
+    lengths = torch.tensor([len(prompt) for prompt in asked], device=answers.device) + answers.shape[1]
     return torch.cat([padded, answers], dim=1), lengths

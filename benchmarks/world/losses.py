@@ -41,9 +41,9 @@ class Losses:
         return between.join(f"{value:.4f}" for value in dataclasses.astuple(self))
 
 
-def action_loss(logits: Tensor, batch: Batch, sizes: Sizes) -> Tensor:
-    """logits: (B, 7, vocab). Cross-entropy with a bell around the expert's number."""
-    centre = (batch.normalised[:, :, None] + 1.0) / 2.0 * (ACTION_BINS - 1) - 0.5
+def action_loss(logits: Tensor, normalised: Tensor, sizes: Sizes) -> Tensor:
+    """logits: (B, 7, vocab). normalised: (B, 7). Cross-entropy with a bell around the expert's number."""
+    centre = (normalised[:, :, None] + 1.0) / 2.0 * (ACTION_BINS - 1) - 0.5
     distance = torch.arange(ACTION_BINS, device=logits.device) - centre
     soft = torch.softmax(-0.5 * (distance / _SIGMA_BINS) ** 2, dim=-1)
     first = sizes.action_vocab_size - ACTION_BINS
@@ -52,10 +52,10 @@ def action_loss(logits: Tensor, batch: Batch, sizes: Sizes) -> Tensor:
     return (entropy * torch.tensor(_WEIGHTS, device=logits.device)).sum(-1).mean() / sum(_WEIGHTS)
 
 
-def motion_error(logits: Tensor, batch: Batch, sizes: Sizes) -> float:
+def motion_error(logits: Tensor, bins: Tensor, sizes: Sizes) -> float:
     first = sizes.action_vocab_size - ACTION_BINS
     said = logits[:, :3, first : first + ACTION_BINS].flip(-1).argmax(-1)
-    return float((said - batch.bins[:, :3]).abs().float().mean() / (ACTION_BINS / 2))
+    return float((said - bins[:, :3]).abs().float().mean() / (ACTION_BINS / 2))
 
 
 def auxiliary_loss(guess: Tensor, batch: Batch) -> tuple[Tensor, float]:

@@ -1,20 +1,22 @@
 """The policy as it is trained: the product's own vision module, a plain Llama, and an auxiliary head for training.
 
 Parameter names are those of the checkpoint. Two things make training on a processor possible, and neither changes what
-the model computes when it acts: patches may be left out (their positions stay), and the last layer only computes the
-answers.
-Sources: transformers' modeling_llama.py for the language model; openvla's modeling_prismatic.py for the sequence.
+the model computes when it acts: patches may be left out (their positions stay), and several sentences may be asked of
+one picture, which is then computed once.
+Source: openvla's modeling_prismatic.py for the sequence.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
 
 from benchmarks.checkpoint.sizes import ACTION_BINS, PATCH, Sizes
+from benchmarks.world.llama import Llama, attention_mask
 from benchmarks.world.shards import LANDMARKS
 from splitvla_cloud.split.geometry import TowerGeometry, VisionGeometry
 from splitvla_cloud.split.vit import EdgeModel, Normalizer, VisionTransformer
@@ -34,7 +36,6 @@ SIZES = Sizes(
     llm_heads=4,
 )
 AUXILIARY_NUMBERS = 9  # for each landmark: is it here, where in the patch (2), from the fingers (3), in the world (3)
-_RMS_EPS, _ROPE_THETA = 1e-6, 10000.0
 _SMOOTH_BINS = 12.0  # neighbouring bins begin with neighbouring weights
 
 
@@ -64,98 +65,20 @@ def vision_geometry(sizes: Sizes) -> VisionGeometry:
     return VisionGeometry(towers, widths, sizes.image_size, Resize.NAIVE, None)
 
 
-class RmsNorm(nn.Module):
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """What went into each layer (B, T, dim), at which positions, under which mask; the end is P prompts of W ids."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + _RMS_EPS) * self.weight
+    inputs: list[Tensor]
+    positions: Tensor
+    mask: Tensor
+    prompts: int
+    wide: int
 
-
-def _rotate(x: Tensor, positions: Tensor) -> Tensor:
-    """Rotary embedding as transformers lays it out: the two halves of a head are the two coordinates."""
-    half = x.shape[-1] // 2
-    speeds = _ROPE_THETA ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angles = positions[:, None, :, None].float() * speeds
-    cos, sin = angles.cos(), angles.sin()
-    first, second = x[..., :half], x[..., half:]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
-class SelfAttention(nn.Module):
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            self.add_module(name, nn.Linear(dim, dim, bias=False))
-
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor, answers: int) -> Tensor:
-        """(B, T, dim) to (B, answers, dim), those of the last `answers` positions."""
-
-        def heads(name: str, of: Tensor) -> Tensor:
-            projected: Tensor = self.get_submodule(name)(of)
-            return projected.reshape(*projected.shape[:2], self.heads, -1).transpose(1, 2)
-
-        queries = _rotate(heads("q_proj", x[:, -answers:]), positions[:, -answers:])
-        keys = _rotate(heads("k_proj", x), positions)
-        mixed = F.scaled_dot_product_attention(queries, keys, heads("v_proj", x), attn_mask=mask[:, :, -answers:])
-        out: Tensor = self.get_submodule("o_proj")(mixed.transpose(1, 2).flatten(2))
-        return out
-
-
-class FeedForward(nn.Module):
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(dim, hidden, bias=False)
-        self.up_proj = nn.Linear(dim, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
-
-
-class Layer(nn.Module):
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__()
-        self.input_layernorm = RmsNorm(sizes.llm_dim)
-        self.self_attn = SelfAttention(sizes.llm_dim, sizes.llm_heads)
-        self.post_attention_layernorm = RmsNorm(sizes.llm_dim)
-        self.mlp = FeedForward(sizes.llm_dim, sizes.llm_mlp)
-
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor, answers: int) -> Tensor:
-        x = x[:, -answers:] + self.self_attn(self.input_layernorm(x), positions, mask, answers)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
-
-
-class Llama(nn.Module):
-    """Embeddings in, logits of the last positions out."""
-
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__()
-        self.model = nn.Module()
-        self.model.embed_tokens = nn.Embedding(sizes.vocab_rows, sizes.llm_dim)
-        self.model.layers = nn.ModuleList(Layer(sizes) for _ in range(sizes.llm_layers))
-        self.model.norm = RmsNorm(sizes.llm_dim)
-        self.lm_head = nn.Linear(sizes.llm_dim, sizes.vocab_rows, bias=False)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        out: Tensor = self.model.get_submodule("embed_tokens")(ids)
-        return out
-
-    def forward(self, x: Tensor, positions: Tensor, real: Tensor, answers: int) -> Tensor:
-        """x: (B, T, dim). real: bool (B, T), False where a sequence is padded on its left. (B, answers, vocab)."""
-        length = x.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-        itself = torch.eye(length, dtype=torch.bool, device=x.device)
-        mask = ((causal & real[:, None, :]) | itself)[:, None]
-        layers = list(self.model.get_submodule("layers").children())
-        for number, layer in enumerate(layers, start=1):
-            x = layer(x, positions, mask, answers if number == len(layers) else length)
-        out: Tensor = self.lm_head(self.model.get_submodule("norm")(x))
-        return out
+    def ends(self) -> Tensor:
+        """(B, P, dim): what the last layer is given where a prompt ends and nothing is said yet."""
+        prompts = self.inputs[-1][:, -self.prompts * self.wide :]
+        return prompts.reshape(len(prompts), self.prompts, self.wide, -1)[:, :, -ACTION_DIMS]
 
 
 class Policy(nn.Module):
@@ -197,21 +120,42 @@ class Policy(nn.Module):
     def sequence(self, patches: Tensor, keep: Tensor, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings (B, T, dim), position numbers (B, T), and where the sequence is real, bool (B, T).
 
-        patches and keep: as `patches` gives them, with their numbers. ids: (B, W) without BOS, padded on the left;
-        lengths: (B,), how many of a row's ids are real. Padding stands between the patches and the prompt.
+        patches and keep: as `patches` gives them, with their numbers. ids: (B, P, W), P prompts for the one picture,
+        without BOS, padded on the left; lengths: (B, P), how many of a prompt's ids are real. The prompts stand one
+        after another, each at the positions that it would have alone.
         """
-        batch, wide = ids.shape
+        batch, _, wide = ids.shape
         bos = torch.ones(batch, 1, dtype=torch.long, device=ids.device)
-        slots = torch.arange(wide, device=ids.device)[None, :] - (wide - lengths)[:, None]
+        slots = (torch.arange(wide, device=ids.device) - (wide - lengths)[:, :, None]).flatten(1)
         image = torch.ones(batch, 1 + keep.shape[1], dtype=torch.bool, device=ids.device)
-        x = torch.cat([self.language_model.embed(bos), patches, self.language_model.embed(ids)], dim=1)
+        x = torch.cat([self.language_model.embed(bos), patches, self.language_model.embed(ids.flatten(1))], dim=1)
         positions = torch.cat([bos - 1, 1 + keep, 1 + self.sizes.patches + slots.clamp(min=0)], dim=1)
         return x, positions, torch.cat([image, slots >= 0], dim=1)
 
-    def forward(self, patches: Tensor, keep: Tensor, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Logits (B, 7, vocab) of the last seven positions; see `sequence`."""
-        out: Tensor = self.language_model(*self.sequence(patches, keep, ids, lengths), ACTION_DIMS)
-        return out
+    def forward(self, patches: Tensor, keep: Tensor, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Thought]:
+        """Logits (B, P, 7, vocab) of the last seven positions of each prompt, see `sequence`."""
+        batch, prompts, wide = ids.shape
+        x, positions, real = self.sequence(patches, keep, ids, lengths)
+        mask = attention_mask(real, prompts, wide)
+        inputs, after = self.language_model(x, positions, mask, ACTION_DIMS if prompts == 1 else prompts * wide)
+        after = after.reshape(batch, prompts, -1, after.shape[-1])[:, :, -ACTION_DIMS:]
+        return self.language_model.lm_head(after), Thought(inputs, positions, mask, prompts, wide)
+
+    def attends(self, thought: Thought, layer: int, places: Tensor) -> tuple[Tensor, Tensor]:
+        """What the first head of a layer attends to from places (B, P, n) in the prompts.
+
+        Returns the shares of the patches (B, P, n, K), and those of the own prompt's tokens (B, P, n, W).
+        """
+        batch, prompts, count = places.shape
+        x = thought.inputs[layer]
+        starts = x.shape[1] + thought.wide * torch.arange(-prompts, 0, device=x.device)
+        flat = (starts[:, None] + places).flatten(1)
+        shares = self.language_model.attends(layer, x, thought.positions, thought.mask, flat)
+        shares = shares.reshape(batch, prompts, count, -1)
+        picture, said = shares[..., : -prompts * thought.wide], shares[..., -prompts * thought.wide :]
+        own = torch.arange(prompts, device=x.device)
+        said = said.reshape(batch, prompts, count, prompts, thought.wide)[:, own, :, own].transpose(0, 1)
+        return picture[..., 1:], said
 
 
 def _tower(tower: VisionTransformer, pixels: Tensor, keep: Tensor) -> Tensor:

@@ -50,6 +50,14 @@ class Shard:
     def __len__(self) -> int:
         return len(self.tasks)
 
+    def pictures(self) -> npt.NDArray[np.int64]:
+        """(m,): the first sample of every picture. Samples of one picture follow each other, see `generate.labelled`:
+        one for each ball where there are balls.
+        """
+        balls = np.isin(self.tasks, [TASK_NAMES.index(name) for name, task in TASKS.items() if task.ball is not None])
+        place = np.cumsum(balls) - 1
+        return np.flatnonzero(~balls | (place % len(BALLS) == 0))
+
     @classmethod
     def open(cls, path: Path) -> Shard:
         images = np.load(path / "images.npy", mmap_mode="r")

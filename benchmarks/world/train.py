@@ -1,10 +1,11 @@
 """Train the policy: one command, which can be stopped and goes on where it was.
 
-    python -m benchmarks.world.train FRAMES OUT [--minutes 60] [--device cpu] [--batch 64]
+    python -m benchmarks.world.train FRAMES OUT [--minutes 60] [--language-minutes 40] [--device cpu] [--batch 32]
 
 FRAMES is the folder that benchmarks.world.generate fills, and may still be filling. At set moments the policy's own
-roll-outs, labelled by the expert, are added to it by another process (DAgger). OUT gets latest.pt, log.csv and the
-tokenizer's files; benchmarks.world.export makes a checkpoint of it.
+roll-outs, labelled by the expert, are added to it by another process (DAgger). After that the towers stay as they are
+and the language model is trained alone (benchmarks.world.language). OUT gets latest.pt, log.csv, language.csv, what the
+towers saw (131 kB a picture) and the tokenizer's files; benchmarks.world.export makes a checkpoint of it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.world.batches import Frames, token_ids
+from benchmarks.world.language import language_begun, train_language
 from benchmarks.world.losses import Losses, action_loss, auxiliary_loss, motion_error
 from benchmarks.world.model import SIZES, Policy
 from benchmarks.world.shards import TASK_NAMES
@@ -96,7 +98,7 @@ class Trainer:
             group["lr"] = rate
         # Half of the time the tokens already said are a little off, as they will be when the policy acts.
         noise = _NOISE_BINS * torch.randn(batch.bins.shape) * (torch.rand(len(batch.bins), 1) < 0.5)
-        ids, lengths = token_ids(prompts, batch, SIZES, noise.to(device))
+        ids, lengths = token_ids(prompts, batch.tasks, batch.bins, SIZES, noise.to(device))
         with torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda"):
             patches = self.policy.patches(batch.images, batch.keep, None if whole else batch.onward)
             guess = self.policy.auxiliary(patches).float()
@@ -104,9 +106,10 @@ class Trainer:
             loss, action, off = _AUXILIARY * auxiliary, 0.0, 0.0
             if done >= _SEEING_FIRST:
                 seen = batch.keep.gather(1, batch.onward)
-                logits = self.policy(patches, seen, ids, lengths).float()
-                told = action_loss(logits, batch, SIZES)
-                loss, action, off = loss + told, float(told.detach()), motion_error(logits, batch, SIZES)
+                logits = self.policy(patches, seen, ids[:, None], lengths[:, None])[0][:, 0].float()
+                told = action_loss(logits, batch.normalised, SIZES)
+                loss, action = loss + told, float(told.detach())
+                off = motion_error(logits, batch.bins, SIZES)
         self.optimiser.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
@@ -120,11 +123,8 @@ class Trainer:
         return Losses(action, float(auxiliary.detach()), off, place_m)
 
 
-def train(folder: Path, out: Path, minutes: float, device: str, size: int) -> None:
+def train(folder: Path, out: Path, prompts: list[list[int]], minutes: float, device: str, size: int) -> None:
     """Until `minutes` of training are over, those of earlier runs included."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_words(out, SIZES)
-    prompts = [prompt_ids(out, TASKS[name].instruction) for name in TASK_NAMES]
     trainer = Trainer.start(out, device)
     frames = Frames(folder, seed=trainer.step)
     helper: subprocess.Popen[bytes] | None = None
@@ -173,7 +173,8 @@ def main() -> None:
     )
     parser.add_argument("frames", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--minutes", type=float, default=60.0, help="of everything together")
+    parser.add_argument("--language-minutes", type=float, default=40.0, help="of the language model alone, after that")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument(
@@ -181,7 +182,14 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    train(arguments.frames, arguments.out, arguments.minutes, arguments.device, arguments.batch)
+    frames, out = arguments.frames, arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    write_words(out, SIZES)
+    prompts = [prompt_ids(out, TASKS[name].instruction) for name in TASK_NAMES]
+    if not language_begun(out):
+        train(frames, out, prompts, arguments.minutes, arguments.device, arguments.batch)
+    if arguments.language_minutes:
+        train_language(frames, out, arguments.language_minutes, arguments.batch)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,14 @@ def prompt_ids(folder: Path, instruction: str) -> list[int]:
     return [*ids[1:], suffix]
 
 
+def word_place(folder: Path, instruction: str, word: str) -> int:
+    """Where in `prompt_ids` a word of the instruction stands. Raises ValueError where it is not one piece of it."""
+    piece = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(_SPACE + word)
+    if piece is None:
+        raise ValueError(f"{word!r} is not one piece of the tokenizer in {folder}")
+    return prompt_ids(folder, instruction).index(piece)
+
+
 def unnormalised(tokens: npt.NDArray[np.int64], sizes: Sizes) -> ActionArray:
     """Token ids (..., 7) to actions in the robot's units, through the product's own code."""
     statistics = parse_statistics(action_statistics())[STATISTICS_KEY]
