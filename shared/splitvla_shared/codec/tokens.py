@@ -146,7 +146,7 @@ class Detokenizer:
         self._quads.reshape(-1)[self._long_quads] += over[self.pair_excesses :]
         numbers = np.concatenate((singles, self._pairs, self._quads), axis=1)
         flat = numbers.reshape(-1)
-        negative = np.flatnonzero(flat != 0)[bits[: self._signs].view(np.bool_)]
+        negative = np.flatnonzero(flat != 0).compress(bits[: self._signs].view(np.bool_))
         flat[negative] = -flat[negative]
         return numbers
 
