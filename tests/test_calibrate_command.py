@@ -105,6 +105,7 @@ def test_a_cloud_half_of_another_width_is_refused(bundles: Path, capsys: pytest.
         (["--plot", "{bundles}/nowhere/a.png"], 2, "there is no such folder"),
         (["--columns", "0"], 2, "columns 0"),
         (["--hz", "nan"], 2, "hz nan"),
+        (["--parcel", "{bundles}/nowhere/a"], 3, "nowhere is not there or can't be written"),
         (["--camera-transform", "mirror"], 2, "unknown camera transform 'mirror'"),
         (["--frames", "{bundles}/nowhere"], 2, "nowhere is not there"),
         (["--frames", "{few}"], 2, "holds 9 frames at 5 a second; at least 16 are needed"),

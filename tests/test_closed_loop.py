@@ -162,7 +162,6 @@ def test_answers_that_differ_from_the_reference_are_counted() -> None:
         ({"unsplit": True, "same_tokens": True}, "leave the other option out"),
         ({"black_image": True, "same_tokens": True}, "leave the other option out"),
         ({"wrong_colour": True}, "reach-red"),
-        ({"scheme": "jpeg"}, "jpeg"),
     ],
 )
 def test_options_that_can_t_go_together_are_refused_before_anything_is_loaded(

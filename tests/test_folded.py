@@ -11,11 +11,11 @@ import pytest
 
 from splitvla_edge.calibrate.learn import learn, sealed
 from splitvla_edge.encoder import OnnxEncoder
-from splitvla_edge.onnx_graph import cut, last_linear
+from splitvla_edge.onnx_graph import Linear, cut, last_linear
 from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.codec.tables import CodecTables
 from splitvla_shared.errors import BundleError
-from splitvla_shared.nouns import Image
+from splitvla_shared.nouns import FloatArray, Image
 
 # Of the coefficients' length. Both ways sum `dim` products in float32, in another order and with another grouping:
 # each rounding is 6e-8 of a term, and what is compared is a sum of 128 terms of either sign.
@@ -145,3 +145,18 @@ def test_coefficients_without_tables_are_a_fault_of_the_program(tiny_bundles: Pa
     encoder = OnnxEncoder(open_bundle(tiny_bundles / "edge", "edge"), 1)
     with pytest.raises(ValueError, match="without codec tables"):
         encoder.coefficients(frames(224, 1)[0])
+
+
+def test_hardware_that_computes_the_coefficients_wrongly_is_found_out_at_start(
+    tiny_bundles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The provider's own test compares embeddings, which come from another last layer."""
+    bundle = open_bundle(tiny_bundles / "edge", "edge")
+    tables = tables_for(bundle)
+
+    def turned(layer: Linear, mean: FloatArray, basis: FloatArray) -> Linear:
+        return Linear(layer.weight @ -basis, layer.bias[: basis.shape[1]])
+
+    monkeypatch.setattr(Linear, "folded", turned)
+    with pytest.raises(BundleError, match=r"on cpu the codec's coefficients are off by .* --provider cpu"):
+        OnnxEncoder(bundle, 1, tables=tables)

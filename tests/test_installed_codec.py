@@ -72,7 +72,9 @@ def test_another_calibration_replaces_it_under_another_fingerprint(tmp_path: Pat
 def test_a_robot_with_the_old_fingerprint_is_told_that_the_codec_differs() -> None:
     new = calibrated(SPEC, formula_tables())
     assert same_model(SPEC, new) == []
-    with pytest.raises(SpecMismatch, match=r"codec_sha256: '' here, '[0-9a-f]{64}' there"):
+    with pytest.raises(
+        SpecMismatch, match=r"codec_sha256: '' here, '[0-9a-f]{64}' there; give both the same calibration"
+    ):
         check_same_model(SPEC, new)
 
 

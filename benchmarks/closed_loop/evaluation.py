@@ -7,7 +7,6 @@ from pathlib import Path
 
 from splitvla_edge.robots.metaworld.adapter import check_machine
 from splitvla_edge.robots.metaworld.tasks import BALLS, find_task
-from splitvla_shared.codec import parse_scheme
 from splitvla_shared.errors import ConfigError
 
 LOCKSTEP, REAL = "lockstep", "real"
@@ -67,7 +66,6 @@ class Evaluation:
             raise ConfigError("--same-tokens compares the product with the unsplit model; leave the other option out")
         if self.wrong_colour and any(find_task(task).ball is None for task in self.tasks):
             raise ConfigError("--wrong-colour is about balls; use --tasks reach-red reach-green reach-blue")
-        parse_scheme(self.scheme)
         check_machine()
 
     def instruction(self, task: str) -> str:

@@ -19,7 +19,6 @@ from benchmarks.processes import ServerProcess
 from splitvla_edge import EdgePolicy
 from splitvla_edge.episodes import Outcome
 from splitvla_edge.robots.metaworld.adapter import open_world
-from splitvla_shared.codec import parse_scheme
 
 Tell = Callable[[str], None]
 
@@ -144,7 +143,7 @@ def _connected(evaluation: Evaluation, bundles: Path) -> Iterator[EdgePolicy]:
             bundles / "edge",
             address,
             unnorm_key=evaluation.unnorm_key,
-            scheme=parse_scheme(evaluation.scheme),
+            scheme=evaluation.scheme,
             threads=evaluation.threads,
             encoder=evaluation.encoder,
         ) as policy,

@@ -57,6 +57,14 @@ def build_parser() -> argparse.ArgumentParser:
     adopt.add_argument("--bundle", type=Path, required=True, help="the cloud half that `split` made")
     adopt.set_defaults(command=_adopt_codec)
 
+    measure = commands.add_parser("measure-codec", help="how many action tokens each rung of a calibrated model keeps")
+    measure.add_argument("--bundles", type=Path, required=True, help="the folder with both calibrated halves")
+    measure.add_argument("--frames", type=Path, required=True, metavar="DIR", help="camera frames: a folder of images")
+    measure.add_argument("--instruction", action="append", metavar="TEXT", help="may be repeated (two common ones)")
+    measure.add_argument("--precision", choices=PRECISIONS, help="of the backbone (fp32, or as it is stored)")
+    measure.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    measure.set_defaults(command=_measure_codec)
+
     serve = commands.add_parser("serve", help="serve the backbone of a cloud bundle over gRPC")
     serve.add_argument("--bundle", help="the cloud half that `split` made")
     serve.add_argument(
@@ -162,6 +170,25 @@ def _adopt_codec(arguments: argparse.Namespace) -> int:
 
     spec = install(arguments.bundle, Parcel.read(arguments.parcel))
     print(f"{arguments.bundle} is now model {spec.fingerprint[:16]}; restart the server that serves it")
+    return 0
+
+
+def _measure_codec(arguments: argparse.Namespace) -> int:
+    from splitvla_cloud.codec_agreement import INSTRUCTIONS, AgreementRequest, measure_agreement
+    from splitvla_cloud.progress import TerminalProgress
+
+    request = AgreementRequest(
+        arguments.bundles,
+        arguments.frames,
+        tuple(arguments.instruction or INSTRUCTIONS),
+        arguments.precision,
+        arguments.device,
+    )
+    with TerminalProgress(sys.stderr) as progress:
+        costs = measure_agreement(request, progress)
+    for cost in costs:
+        print(f"{cost.name:<12}{cost.key_bytes:>12,} B{'' if cost.agreement is None else f'{cost.agreement:>9.2%}'}")
+    print(f"{request.bundles / 'edge'} now says so; copy it to the robot again")
     return 0
 
 

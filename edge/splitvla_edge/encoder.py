@@ -20,12 +20,15 @@ from splitvla_edge.onnx_graph import COEFFICIENTS, PATCHES
 from splitvla_edge.providers import AUTO, PROVIDERS, TOLERANCE, Options, Session, check_choice, infer, select
 from splitvla_shared.bundle import Bundle, file_sha256
 from splitvla_shared.codec.tables import CodecTables
-from splitvla_shared.encoders import ENCODER_FILES, EXACT_INT8_SUMS, FP32
+from splitvla_shared.encoders import ENCODER_FILES, EXACT_INT8_SUMS, FP16, FP32, INT8
 from splitvla_shared.errors import BundleError, ConfigError
 from splitvla_shared.nouns import FloatArray, Image
 from splitvla_shared.probe import probe_image
 
 ENCODER_FILE = ENCODER_FILES[FP32]
+# Largest difference of coefficients from the embedding's product with the basis, as a share of their length: far above
+# rounding, which the subtracted mean magnifies; an int8 encoder's embedding comes from another, coarser layer.
+_COEFFICIENTS = {FP32: 0.05, FP16: 0.05, INT8: 0.35}
 
 
 class OnnxEncoder:
@@ -73,10 +76,9 @@ class OnnxEncoder:
         )
         self._session = self.selection.session
         # The first run allocates the arena and takes several times as long as the next: not on a moving robot.
-        black = np.zeros((size, size, 3), np.uint8)
-        self.embed(black)
+        patches = self.embed(probe_image(size))
         if tables is not None:
-            self.coefficients(black)
+            self._check_coefficients(np.asarray((patches - tables.channel_mean) @ tables.analysis, np.float32))
 
     def embed(self, image: Image) -> FloatArray:
         """uint8 RGB (image_size, image_size, 3) to float32 (patches, embed_dim), finite.
@@ -107,6 +109,16 @@ class OnnxEncoder:
         if not np.isfinite(found).all():
             raise BundleError(f"{self._path}: the embedding is not finite; split again with a float32 encoder")
         return found
+
+    def _check_coefficients(self, expected: FloatArray) -> None:
+        """Hardware that gives the right embedding may have miscompiled the other last layer."""
+        found = self.coefficients(probe_image(self._spec.image_size))
+        difference = float(np.linalg.norm(found - expected)) / max(float(np.linalg.norm(expected)), 1e-30)
+        if not difference <= _COEFFICIENTS[self.variant]:
+            raise BundleError(
+                f"{self._path}: on {self.selection.name} the codec's coefficients are off by {difference:.0%}; "
+                "use --provider cpu, or calibrate again"
+            )
 
     def _folded(self, bundle: Bundle, tables: CodecTables | None) -> FoldedGraphs | None:
         if tables is None:

@@ -64,10 +64,11 @@ def check_same_model(here: ModelSpec, there: ModelSpec) -> None:
     telling = [line for line in lines if not line.startswith("fingerprint:")] or lines
     more = len(telling) - _SHOWN_DIFFERENCES
     shown = "; ".join(line[:200] for line in telling[:_SHOWN_DIFFERENCES]) + (f"; {more} more" if more > 0 else "")
-    raise SpecMismatch(
-        f"the server holds another model than this bundle: {shown}; "
-        f"use the edge/ and cloud/ folders that one `splitvla-cloud split` wrote"
-    )
+    if all(line.startswith("codec_sha256:") for line in telling):
+        remedy = "give both the same calibration (`splitvla-cloud adopt-codec`), and restart the server"
+    else:
+        remedy = "use the edge/ and cloud/ folders that one `splitvla-cloud split` wrote"
+    raise SpecMismatch(f"the server holds another model than this bundle: {shown}; {remedy}")
 
 
 def check_accepted(scheme: Scheme, server: ServerDescription) -> None:

@@ -22,6 +22,13 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
 
 
+def check_place(path: Path) -> None:
+    """Raises BundleError when nothing can be written beside `path`: an early answer, no promise."""
+    parent = path.resolve().parent
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise BundleError(f"{parent} is not there or can't be written; {path.name} can't be replaced or made in it")
+
+
 @contextlib.contextmanager
 def staged_copy(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` with its files, by hard link where that can be; removed when the block ends.

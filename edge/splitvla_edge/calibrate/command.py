@@ -20,12 +20,12 @@ from splitvla_edge.providers import AUTO
 from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.codec.installed import Parcel, calibrated, check_same, staged
 from splitvla_shared.codec.sensitivity import SENSITIVITY_FILE, load_sensitivity
-from splitvla_shared.codec.tables import CodecTables
+from splitvla_shared.codec.tables import MAX_COLUMNS, CodecTables
 from splitvla_shared.codec.transform import TransformCodec
-from splitvla_shared.errors import BundleError, ConfigError, ObservationError
+from splitvla_shared.errors import BundleError, CodecError, ConfigError, ObservationError
 from splitvla_shared.image_pipelines import parse_image_pipeline
 from splitvla_shared.nouns import FloatArray
-from splitvla_shared.replaced import exchange
+from splitvla_shared.replaced import check_place, exchange
 from splitvla_shared.rungs import CODEC_KEY, RungCost
 from splitvla_shared.spec import ModelSpec
 
@@ -105,10 +105,11 @@ def calibrate(request: CalibrateRequest, progress: Progress) -> Calibration:
 
 def _checked(request: CalibrateRequest) -> tuple[Bundle, Bundle | None]:
     """The two bundles, once everything that costs nothing to check is checked."""
-    if request.columns < 8 or request.most_frames < LEAST_FRAMES or not 0.1 <= request.hz <= 1000:
+    in_range = 8 <= request.columns <= MAX_COLUMNS and request.most_frames >= LEAST_FRAMES
+    if not in_range or not 0.1 <= request.hz <= 1000:
         raise ConfigError(
             f"columns {request.columns}, max-frames {request.most_frames}, hz {request.hz:g}: "
-            f"expected at least 8, at least {LEAST_FRAMES}, and 0.1..1000"
+            f"expected 8..{MAX_COLUMNS}, at least {LEAST_FRAMES}, and 0.1..1000"
         )
     if request.cloud_bundle is not None and request.parcel is not None:
         raise ConfigError("--parcel is for a cloud bundle on another machine; leave it out, or --cloud-bundle")
@@ -116,6 +117,9 @@ def _checked(request: CalibrateRequest) -> tuple[Bundle, Bundle | None]:
         if path is not None and path.exists():
             raise ConfigError(f"{name} {path} is there already; name another file")
     check_plot(request.plot)
+    for folder in (request.bundle, request.cloud_bundle, request.parcel):
+        if folder is not None:
+            check_place(folder)
     bundle = open_bundle(request.bundle, "edge")
     cloud = None
     if request.cloud_bundle is not None:
@@ -174,7 +178,12 @@ def _measured(
     progress("measuring", 0, 2)
     plain = measure_plain(tables.mean, held, sensitivity)
     progress("measuring", 1, 2)
-    rungs = measure(TransformCodec(tables), held, sensitivity)
+    try:
+        rungs = measure(TransformCodec(tables), held, sensitivity)
+    except CodecError as error:
+        raise ObservationError(
+            f"the frames that were kept for measuring are unlike the others ({error}); give more of every scene"
+        ) from error
     progress("measuring", 2, 2)
     return (*plain, *rungs)
 

@@ -1,0 +1,124 @@
+"""What each rung of a calibrated model does to its action tokens, measured where both halves are at hand.
+
+Calibration on the robot knows bytes and errors, but runs no backbone. This does, and writes the share of tokens that
+stay those of the exact embedding into the edge bundle, as the ladder's expected agreement.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from splitvla_cloud.backbone import Backbone
+from splitvla_cloud.precision import Precision
+from splitvla_cloud.prompt import Prompt
+from splitvla_cloud.settings import PRECISION_KEY
+from splitvla_cloud.split.calibration_frames import calibration_frames
+from splitvla_cloud.split.encoder_parity import run_graph
+from splitvla_cloud.split.progress import Progress, counter, silent
+from splitvla_shared.bundle import Bundle, open_bundle
+from splitvla_shared.codec import decode, encode
+from splitvla_shared.codec.bundled import CODEC_FILE, read_tables
+from splitvla_shared.codec.installed import Parcel, staged
+from splitvla_shared.codec.tables import CodecTables
+from splitvla_shared.codec.transform import Binding, TransformCodec
+from splitvla_shared.encoders import ENCODER_FILES, FP32
+from splitvla_shared.errors import BundleError, ConfigError
+from splitvla_shared.nouns import FloatArray, Scheme
+from splitvla_shared.replaced import exchange
+from splitvla_shared.rungs import CODEC_KEY, MEASURED_SCHEMES, RungCost, read_costs, with_agreement
+
+INSTRUCTIONS = ("pick up the object", "open the drawer")
+EXACT_SCHEME = Scheme.BF16.name.lower()  # what all rungs are compared with: the ladder's top
+Harm = Callable[[FloatArray], FloatArray]
+_BINDING = Binding(1, 1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgreementRequest:
+    """bundles: the folder with edge/ and cloud/. frames: images, at best ones that calibration did not see.
+
+    precision: None for the cloud bundle's own, or fp32.
+    """
+
+    bundles: Path
+    frames: Path
+    instructions: tuple[str, ...] = INSTRUCTIONS
+    precision: Precision | None = None
+    device: str = "auto"
+
+
+def measure_agreement(request: AgreementRequest, report: Progress = silent) -> tuple[RungCost, ...]:
+    """The costs of all rungs with their agreement, as the edge bundle then holds them; its fingerprint stays.
+
+    Raises BundleError when the halves do not belong together or were never calibrated, ObservationError for frames that
+    can't be read, ConfigError for a device or precision that there is not.
+    """
+    if not request.instructions:
+        raise ConfigError("no instruction to measure with; name one with --instruction")
+    edge, cloud = open_bundle(request.bundles / "edge", "edge"), open_bundle(request.bundles / "cloud", "cloud")
+    if lines := edge.spec.differences(cloud.spec):
+        raise BundleError(f"{request.bundles} holds halves of two models: {lines[0]}; see `adopt-codec`")
+    tables, costs = read_tables(edge), read_costs(edge.extra)
+    if tables is None or not costs:
+        raise BundleError(f"{edge.path} has no codec; run `splitvla-edge calibrate` first")
+    images = calibration_frames(request.frames, edge.spec.image_size)
+    embeddings = run_graph(FP32, edge.path / ENCODER_FILES[FP32], images, counter(report, "frames", len(images)))
+    tokens = _token_source(cloud, request)
+    harms = dict(_harms(tables))
+    exact = [tokens(harms[EXACT_SCHEME](patches)) for patches in embeddings]
+    advance = counter(report, "agreement", len(harms))
+    shares = {}
+    for name, harm in harms.items():
+        shares[name] = _share([tokens(harm(patches)) for patches in embeddings], exact)
+        advance(1)
+    measured = tuple(with_agreement(cost, shares[cost.name]) if cost.name in shares else cost for cost in costs)
+    _write(edge, measured)
+    return measured
+
+
+def _token_source(cloud: Bundle, request: AgreementRequest) -> Callable[[FloatArray], tuple[int, ...]]:
+    """All instructions' tokens for an embedding, one after the other."""
+    precision: Precision = request.precision or cloud.extra.get(PRECISION_KEY) or "fp32"
+    backbone = Backbone.load(cloud, precision, request.device)
+    prompt = Prompt.load(cloud.path, cloud.spec)
+    ids = [prompt.ids(text) for text in request.instructions]
+    dims = cloud.spec.chunk_length * cloud.spec.max_action_dims
+
+    def tokens(patches: FloatArray) -> tuple[int, ...]:
+        return tuple(token for each in ids for token in backbone.full_answer(each, patches, dims))
+
+    return tokens
+
+
+def _harms(tables: CodecTables) -> Iterator[tuple[str, Harm]]:
+    """What becomes of an embedding on each rung: there and back, as a key frame."""
+    codec = TransformCodec(tables)
+
+    def plain(scheme: Scheme) -> Harm:
+        return lambda patches: decode(encode(patches, scheme))
+
+    def transformed(rung: int) -> Harm:
+        def harm(patches: FloatArray) -> FloatArray:
+            values = np.asarray((patches - tables.channel_mean) @ tables.analysis, np.float32)
+            coded = codec.encode(values, rung, _BINDING)
+            return codec.reconstruct(codec.decode(coded.data, Scheme.KLT, _BINDING))
+
+        return harm
+
+    yield from ((scheme.name.lower(), plain(scheme)) for scheme in MEASURED_SCHEMES)
+    yield from ((rung.name, transformed(index)) for index, rung in enumerate(tables.rungs))
+
+
+def _share(found: Sequence[tuple[int, ...]], exact: Sequence[tuple[int, ...]]) -> float:
+    return float((np.array(found) == np.array(exact)).mean())
+
+
+def _write(edge: Bundle, costs: Sequence[RungCost]) -> None:
+    about = {**edge.extra[CODEC_KEY], "rungs": [dataclasses.asdict(cost) for cost in costs]}
+    parcel = Parcel((edge.path / CODEC_FILE).read_bytes(), edge.spec)
+    with staged(edge, parcel, {**edge.extra, CODEC_KEY: about}) as whole:
+        exchange(whole, edge.path)
