@@ -63,7 +63,7 @@ class Rig:
 
     def used(self) -> int:
         """The number of the channel that a call would take now."""
-        return self.opened.index(self.connection.channel())
+        return self.opened.index(self.connection.channel(0.3))
 
 
 def test_while_calls_are_answered_there_is_one_connection() -> None:

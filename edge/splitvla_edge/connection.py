@@ -63,10 +63,10 @@ class Connection:
         self._closed = False
         self._lock = threading.Lock()
 
-    def channel(self) -> grpc.Channel:
-        """For one call. Waits a moment for a fresh connection, where there is one to come."""
+    def channel(self, deadline_s: float) -> grpc.Channel:
+        """For one call that may take so long. Waits a moment of that for a fresh connection, where one is to come."""
         fresh = self._fresh
-        if fresh is not None and not fresh.failed and fresh.answered_within(_GRACE_S):
+        if fresh is not None and not fresh.failed and fresh.answered_within(min(_GRACE_S, deadline_s / 2)):
             self._adopt(fresh)
         return self._channel
 

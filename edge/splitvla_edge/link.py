@@ -65,7 +65,7 @@ class GrpcLink:
         reason = "it does not answer"
         while (remaining := deadline - time.monotonic()) > 0:
             try:
-                message = self._call(self._stub().Describe, pb.DescribeRequest(), remaining)
+                message = self._call("Describe", pb.DescribeRequest(), remaining)
                 return _read_description(message, self.address)
             except grpc.RpcError as error:
                 status = error.code().name
@@ -86,11 +86,8 @@ class GrpcLink:
         """
         service = pb.DESCRIPTOR.services_by_name["Inference"].full_name
         try:
-            reply = self._call(
-                health_pb2_grpc.HealthStub(self._connection.channel()).Check,
-                health_pb2.HealthCheckRequest(service=service),
-                timeout_s,
-            )
+            stub = health_pb2_grpc.HealthStub(self._connection.channel(timeout_s))
+            reply = self._heard(lambda: stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s))
         except grpc.RpcError as error:
             raise self._failure(error, "health") from error
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
@@ -101,7 +98,7 @@ class GrpcLink:
         Raises the LinkError of the status, or ServerFault when the reply is not an action for this request.
         """
         try:
-            message = self._call(self._stub().Infer, _write_request(request), deadline_s)
+            message = self._call("Infer", _write_request(request), deadline_s)
         except grpc.RpcError as error:
             raise self._infer_failure(error, request, deadline_s) from error
         return _read_reply(message, request)
@@ -109,7 +106,8 @@ class GrpcLink:
     def begin(self, request: InferCall, deadline_s: float) -> PendingCall:
         """Send one observation and do not wait: `reply` of what is returned does, and `cancel` gives it up."""
         try:
-            future = self._stub().Infer.future(_write_request(request), timeout=deadline_s)
+            stub, left_s = self._stub(deadline_s)
+            future = stub.Infer.future(_write_request(request), timeout=left_s)
         except ValueError as error:
             raise Unreachable(f"the link to {self.address} is closed") from error
         future.add_done_callback(self._note_end)
@@ -127,9 +125,14 @@ class GrpcLink:
     ) -> None:
         self.close()
 
-    def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
+    def _call(self, method: str, request: Any, timeout_s: float) -> Any:
+        stub, left_s = self._stub(timeout_s)
+        return self._heard(lambda: getattr(stub, method)(request, timeout=left_s))
+
+    def _heard(self, call: Callable[[], Any]) -> Any:
+        """A call's reply; how it ends is told to the connection."""
         try:
-            reply = method(request, timeout=timeout_s)
+            reply = call()
         except ValueError as error:  # grpc's only way to say that the channel is closed
             raise Unreachable(f"the link to {self.address} is closed") from error
         except grpc.RpcError as error:
@@ -138,11 +141,13 @@ class GrpcLink:
         self._connection.heard()
         return reply
 
-    def _stub(self) -> Any:
-        channel = self._connection.channel()
+    def _stub(self, timeout_s: float) -> tuple[Any, float]:
+        """For one call, and what is then left of the time that it may take."""
+        until = time.monotonic() + timeout_s
+        channel = self._connection.channel(timeout_s)
         if self._stubbed is None or self._stubbed[0] is not channel:
             self._stubbed = channel, rpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
-        return self._stubbed[1]
+        return self._stubbed[1], until - time.monotonic()
 
     def _note(self, error: grpc.RpcError | None) -> None:
         if error is not None and unanswered(error):
