@@ -9,11 +9,14 @@ import grpc
 import pytest
 
 from benchmarks.link import LinkProxy
+from splitvla_edge import connection
 from splitvla_edge.calls import InferCall
 from splitvla_edge.connection import Connection
 from splitvla_edge.link import GrpcLink
-from splitvla_shared.errors import DeadlineMissed
+from splitvla_shared.errors import DeadlineMissed, Unreachable
 from tests.fake_server import SPEC, FakeServicer, serving
+
+CALL = InferCall(SPEC.fingerprint, 1, 7, "robot", "pick", (), 7)
 
 
 class Refused(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
@@ -21,13 +24,16 @@ class Refused(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
         return grpc.StatusCode.UNAVAILABLE
 
 
-class FakeChannel:
-    """A channel and the knock on it, which is answered when it is told to, or at once."""
+class FakeLine:
+    """A line and the knock on it, which is answered when it is told to, or at once."""
 
     def __init__(self, path: bool) -> None:
         self.path, self.closed = path, False
         self.error: grpc.RpcError | None = None
         self._done: Callable[[Any], None] | None = None
+
+    def knock(self) -> FakeLine:
+        return self
 
     def add_done_callback(self, done: Callable[[Any], None]) -> None:
         self._done = done
@@ -54,16 +60,16 @@ class FakeChannel:
 class Rig:
     def __init__(self, *, path: bool = True) -> None:
         self.now, self.path = 50.0, path
-        self.opened: list[FakeChannel] = []
-        self.connection = Connection(self._open, lambda channel: channel, clock=lambda: self.now)
+        self.opened: list[FakeLine] = []
+        self.connection = Connection(self._open, clock=lambda: self.now)
 
-    def _open(self) -> Any:
-        self.opened.append(FakeChannel(self.path))
+    def _open(self) -> FakeLine:
+        self.opened.append(FakeLine(self.path))
         return self.opened[-1]
 
     def used(self) -> int:
         """The number of the channel that a call would take now."""
-        return self.opened.index(self.connection.channel())
+        return self.opened.index(self.connection.line(0.3))
 
 
 def test_while_calls_are_answered_there_is_one_connection() -> None:
@@ -140,13 +146,26 @@ def test_a_closed_connection_opens_no_other() -> None:
     assert [channel.closed for channel in rig.opened] == [True, True]
 
 
-def test_over_real_sockets_a_half_open_connection_costs_one_call() -> None:
-    call = InferCall(SPEC.fingerprint, 1, 7, "robot", "pick", (), 7)
+def test_a_link_that_was_closed_before_its_first_call_says_so() -> None:
+    link = GrpcLink("127.0.0.1:9")
+    link.close()
+    for call in (
+        lambda: link.infer(CALL, 0.2),
+        lambda: link.begin(CALL, 0.2),
+        lambda: link.describe(0.2),
+        lambda: link.health(0.2),
+    ):
+        with pytest.raises(Unreachable, match="is closed"):
+            call()
+
+
+def test_over_real_sockets_a_half_open_connection_costs_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_GRACE_S", 20.0)  # a busy machine's
     with serving(FakeServicer()) as server:
         host, _, port = server.rpartition(":")
         with LinkProxy((host, int(port))) as proxy, GrpcLink(proxy.address) as link:
             link.describe(5.0)
             proxy.half_open()
-            with pytest.raises(DeadlineMissed):
-                link.infer(call, 0.3)
-            assert link.infer(call, 5.0).sequence == 7
+            with pytest.raises((DeadlineMissed, Unreachable)):
+                link.infer(CALL, 0.3)
+            assert link.infer(CALL, 20.0).sequence == 7

@@ -14,16 +14,19 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from benchmarks.faults.cameras import Mood
 from benchmarks.faults.rig import Rig, Setup
 from benchmarks.faults.scripted import Answer, ScriptedServer
-from benchmarks.link import DOWN, UP, Bursts
+from benchmarks.link import DOWN, UP, Bursts, Trace
 from splitvla_edge.record import STEPS_FILE
 
 Action = Callable[[Rig], None]
 
 REAL, STANDBY, SCRIPTED = Setup(), Setup(standby=True), Setup(server="scripted")
 _HOGS = 4
+_FLAPPING = Trace(3.0, np.array([100.0, 2.0]))
 
 
 class Expect(enum.Enum):
@@ -183,6 +186,10 @@ FAULTS: tuple[Fault, ...] = (
     ),
     _rate(2.0, Expect.RIDE),
     _rate(0.8, Expect.RIDE),
+    Fault(
+        "bandwidth flapping, 100 and 2 Mbit/s, 3 s each", lambda rig: rig.link.set_rate(_FLAPPING),
+        lambda rig: rig.link.set_rate(100.0), 24.0, Expect.RIDE,
+    ),
     Fault("reply late: 350 ms on the way down", lambda rig: rig.link.change(DOWN, delay_ms=350.0),
           lambda rig: rig.link.change(DOWN, delay_ms=0.0), 2.0, Expect.HOLD),
     # Damage

@@ -1,4 +1,4 @@
-"""The gRPC channel that calls go over, and a fresh one beside it as soon as a call ends without a word of the server.
+"""The line that calls go over, and a fresh one beside it as soon as a call ends without a word of the server.
 
 A connection can be dead without anyone saying so: the path was gone and TCP waits longer before each retransmission, a
 middlebox forgot it, a flipped bit broke its framing. gRPC finds out by pings, seconds later, while the robot stands.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
 
@@ -22,18 +22,27 @@ _GRACE_S = 0.05  # what a call waits for a fresh connection: on most networks of
 _ANSWERS_S = 0.25
 _PATIENCE = (1, 8)  # unheard calls in a row before a fresh connection: at first, and at most
 
-OpenChannel = Callable[[], grpc.Channel]
-Knock = Callable[[grpc.Channel], Any]
+
+class Line(Protocol):
+    """A gRPC channel with its stubs, made at once: a stub made on a channel that is closed already ends the process."""
+
+    def knock(self) -> Any:
+        """Begin a small call; gives grpc's future, which fails at once where the connection is refused."""
+
+    def close(self) -> None: ...
 
 
-class _Fresh:
-    """A channel on its way to be connected. Mutable state: set by gRPC's thread."""
+L = TypeVar("L", bound=Line)
 
-    def __init__(self, channel: grpc.Channel, knock: Knock, now: float) -> None:
-        self.channel, self.began = channel, now
+
+class _Fresh(Generic[L]):
+    """A line on its way to be connected. Mutable state: set by gRPC's thread."""
+
+    def __init__(self, line: L, now: float) -> None:
+        self.line, self.began = line, now
         self.failed = False
         self._ended = threading.Event()
-        self._call = knock(channel)
+        self._call = line.knock()
         self._call.add_done_callback(self._see)
 
     def answered_within(self, timeout_s: float) -> bool:
@@ -41,34 +50,33 @@ class _Fresh:
 
     def give_up(self) -> None:
         self._call.cancel()
-        self.channel.close()
+        self.line.close()
 
     def _see(self, call: Any) -> None:
         self.failed = call.cancelled() or (call.exception() is not None and unanswered(call.exception()))
         self._ended.set()
 
 
-class Connection:
-    """Thread-safe. Mutable state, under a lock: the channel in use, the fresh one, and the calls that went unheard.
+class Connection(Generic[L]):
+    """Thread-safe. Mutable state, under a lock: the line in use, the fresh one, and the calls that went unheard.
 
-    open_channel: gives a channel that shares no connection with another (`grpc.use_local_subchannel_pool`).
-    knock: begins a small call on it; gives grpc's future, which fails at once where the connection is refused.
+    open_line: gives a line that shares no connection with another (`grpc.use_local_subchannel_pool`).
     """
 
-    def __init__(self, open_channel: OpenChannel, knock: Knock, clock: Callable[[], float] = time.monotonic) -> None:
-        self._open, self._knock, self._clock = open_channel, knock, clock
-        self._channel = open_channel()
-        self._fresh: _Fresh | None = None
+    def __init__(self, open_line: Callable[[], L], clock: Callable[[], float] = time.monotonic) -> None:
+        self._open, self._clock = open_line, clock
+        self._line = open_line()
+        self._fresh: _Fresh[L] | None = None
         self._unheard, self._patience = 0, _PATIENCE[0]
         self._closed = False
         self._lock = threading.Lock()
 
-    def channel(self) -> grpc.Channel:
-        """For one call. Waits a moment for a fresh connection, where there is one to come."""
+    def line(self, deadline_s: float) -> L:
+        """For one call that may take so long. Waits a moment of that for a fresh connection, where one is to come."""
         fresh = self._fresh
-        if fresh is not None and not fresh.failed and fresh.answered_within(_GRACE_S):
+        if fresh is not None and not fresh.failed and fresh.answered_within(min(_GRACE_S, deadline_s / 2)):
             self._adopt(fresh)
-        return self._channel
+        return self._line
 
     def heard(self) -> None:
         """A call ended with a word of the server, whichever."""
@@ -85,20 +93,20 @@ class Connection:
             fresh = self._fresh
             if fresh is None or fresh.failed or self._clock() - fresh.began >= _ANSWERS_S:
                 self._drop_fresh()
-                self._fresh = _Fresh(self._open(), self._knock, self._clock())
+                self._fresh = _Fresh(self._open(), self._clock())
 
     def close(self) -> None:
         """May be called twice."""
         with self._lock:
             self._closed = True
             self._drop_fresh()
-            self._channel.close()
+            self._line.close()
 
-    def _adopt(self, fresh: _Fresh) -> None:
+    def _adopt(self, fresh: _Fresh[L]) -> None:
         with self._lock:
             if self._fresh is not fresh:  # another thread was faster, or the link was closed
                 return
-            old, self._channel, self._fresh = self._channel, fresh.channel, None
+            old, self._line, self._fresh = self._line, fresh.line, None
             self._unheard, self._patience = 0, min(2 * self._patience, _PATIENCE[1])
         old.close()
 

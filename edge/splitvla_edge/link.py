@@ -48,13 +48,8 @@ class GrpcLink:
         """Open a channel; connecting happens in `describe`. Raises ConfigError on a bad address or TLS file."""
         self.address = check_address(address)
         target = f"dns:///{self.address}"  # explicit, so that a host called "unix" is a host
-        options = client_options()
-        if security is None:
-            self._connection = Connection(lambda: grpc.insecure_channel(target, options=options), _knock)
-        else:
-            credentials = grpc.ssl_channel_credentials(*security.read())
-            self._connection = Connection(lambda: grpc.secure_channel(target, credentials, options=options), _knock)
-        self._stubbed: tuple[grpc.Channel, Any] | None = None
+        credentials = None if security is None else grpc.ssl_channel_credentials(*security.read())
+        self._connection = Connection(lambda: _Line(target, credentials))
 
     def describe(self, timeout_s: float) -> ServerDescription:
         """What the server serves, waiting up to `timeout_s` for one to answer.
@@ -65,7 +60,7 @@ class GrpcLink:
         reason = "it does not answer"
         while (remaining := deadline - time.monotonic()) > 0:
             try:
-                message = self._call(self._stub().Describe, pb.DescribeRequest(), remaining)
+                message = self._call("Describe", pb.DescribeRequest(), remaining)
                 return _read_description(message, self.address)
             except grpc.RpcError as error:
                 status = error.code().name
@@ -86,11 +81,9 @@ class GrpcLink:
         """
         service = pb.DESCRIPTOR.services_by_name["Inference"].full_name
         try:
-            reply = self._call(
-                health_pb2_grpc.HealthStub(self._connection.channel()).Check,
-                health_pb2.HealthCheckRequest(service=service),
-                timeout_s,
-            )
+            line = self._connection.line(timeout_s)
+            check = health_pb2.HealthCheckRequest(service=service)
+            reply = self._heard(lambda: line.health.Check(check, timeout=timeout_s))
         except grpc.RpcError as error:
             raise self._failure(error, "health") from error
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
@@ -101,7 +94,7 @@ class GrpcLink:
         Raises the LinkError of the status, or ServerFault when the reply is not an action for this request.
         """
         try:
-            message = self._call(self._stub().Infer, _write_request(request), deadline_s)
+            message = self._call("Infer", _write_request(request), deadline_s)
         except grpc.RpcError as error:
             raise self._infer_failure(error, request, deadline_s) from error
         return _read_reply(message, request, self.address)
@@ -109,7 +102,8 @@ class GrpcLink:
     def begin(self, request: InferCall, deadline_s: float) -> PendingCall:
         """Send one observation and do not wait: `reply` of what is returned does, and `cancel` gives it up."""
         try:
-            future = self._stub().Infer.future(_write_request(request), timeout=deadline_s)
+            line, left_s = self._line(deadline_s)
+            future = line.inference.Infer.future(_write_request(request), timeout=left_s)
         except ValueError as error:
             raise Unreachable(f"the link to {self.address} is closed") from error
         future.add_done_callback(self._note_end)
@@ -127,9 +121,14 @@ class GrpcLink:
     ) -> None:
         self.close()
 
-    def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
+    def _call(self, method: str, request: Any, timeout_s: float) -> Any:
+        line, left_s = self._line(timeout_s)
+        return self._heard(lambda: getattr(line.inference, method)(request, timeout=left_s))
+
+    def _heard(self, call: Callable[[], Any]) -> Any:
+        """A call's reply; how it ends is told to the connection."""
         try:
-            reply = method(request, timeout=timeout_s)
+            reply = call()
         except ValueError as error:  # grpc's only way to say that the channel is closed
             raise Unreachable(f"the link to {self.address} is closed") from error
         except grpc.RpcError as error:
@@ -138,11 +137,10 @@ class GrpcLink:
         self._connection.heard()
         return reply
 
-    def _stub(self) -> Any:
-        channel = self._connection.channel()
-        if self._stubbed is None or self._stubbed[0] is not channel:
-            self._stubbed = channel, rpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
-        return self._stubbed[1]
+    def _line(self, timeout_s: float) -> tuple[_Line, float]:
+        """For one call, and what is then left of the time that it may take."""
+        until = time.monotonic() + timeout_s
+        return self._connection.line(timeout_s), until - time.monotonic()
 
     def _note(self, error: grpc.RpcError | None) -> None:
         if error is not None and unanswered(error):
@@ -173,6 +171,26 @@ class GrpcLink:
         return failure
 
 
+class _Line:
+    """A channel and its stubs."""
+
+    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None) -> None:
+        options = client_options()
+        if credentials is None:
+            self._channel = grpc.insecure_channel(target, options=options)
+        else:
+            self._channel = grpc.secure_channel(target, credentials, options=options)
+        self.inference = rpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
+        self.health = health_pb2_grpc.HealthStub(self._channel)
+
+    def knock(self) -> Any:
+        """The smallest call that every server answers, also one that is loading its model."""
+        return self.inference.Describe.future(pb.DescribeRequest(), timeout=_KNOCK_S)
+
+    def close(self) -> None:
+        self._channel.close()
+
+
 class PendingCall:
     """A call that was begun. Thread-safe, as grpc's futures are."""
 
@@ -196,11 +214,6 @@ class PendingCall:
     def cancel(self) -> None:
         """Does nothing to a call that has ended."""
         self._future.cancel()
-
-
-def _knock(channel: grpc.Channel) -> Any:
-    """Whether the server answers on this channel: the smallest call that there is."""
-    return rpc.InferenceStub(channel).Describe.future(pb.DescribeRequest(), timeout=_KNOCK_S)  # type: ignore[no-untyped-call]
 
 
 def check_address(address: str) -> str:
