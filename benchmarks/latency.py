@@ -40,6 +40,7 @@ from splitvla_shared.errors import ConfigError, SplitVLAError, Unreachable
 
 _PROG = "python -m benchmarks.latency"
 _SEED = 0
+_UNSTEADY = 1.5  # speeds before and after a run that are so far apart make it worth little
 _SHORTEST_SOAK = 0.2  # minutes: fewer samples give no slope
 _WORSE = 1  # exit code: slower than --compare, or a way that promised the reference's tokens gave others
 _OWN_MODEL = "a small model with openvla-7b's bytes"
@@ -108,7 +109,14 @@ def _bench(arguments: argparse.Namespace) -> int:
             if isinstance(error, ProcessLost):
                 raise Unreachable(str(error)) from error
             raise
-    recorded = _write(run.sections, request.out, command, yardstick_ms)
+        after_ms = compare.yardstick_ms()
+    if max(yardstick_ms, after_ms) > _UNSTEADY * min(yardstick_ms, after_ms):
+        print(
+            f"{_PROG}: the machine's speed changed from {yardstick_ms:.1f} to {after_ms:.1f} ms a yardstick while it "
+            "was measured; leave it alone and measure again",
+            file=sys.stderr,
+        )
+    recorded = _write(run.sections, request.out, command, (yardstick_ms + after_ms) / 2)
     wrong = alternatives.differing(run.measured)
     if wrong:
         print(f"{_PROG}: NOT THE SAME TOKENS as {run.measured[0].name}: {', '.join(wrong)}", file=sys.stderr)
