@@ -1,4 +1,4 @@
-"""Tasks done against delay, on recorded links and in every precision, with the fallback ladder and without it.
+"""Tasks done against delay, on links with a trace and in every precision, with the fallback ladder and without it.
 
     python -m benchmarks.closed_loop --out runs/closed-loop
 
@@ -20,6 +20,7 @@ from benchmarks.closed_loop.sweep import CONTROL_HZ, Condition, Outcome, conditi
 from benchmarks.closed_loop.sweep_report import HEADER, draw, rows, text
 from benchmarks.end_to_end.plan import Watch
 from benchmarks.end_to_end.results import Section, write_section
+from benchmarks.link.synthetic import PROCESSES
 from benchmarks.processes import ProcessLost
 from benchmarks.success import FIRST_SEED
 from splitvla_shared.command_line import run_command
@@ -36,6 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--kinds", nargs="+", choices=_KINDS, default=list(_KINDS), help="of conditions (all)")
+    parser.add_argument(
+        "--traces",
+        nargs="+",
+        default=list(PROCESSES),
+        metavar="TRACE",
+        help="names or files, of the uplink (shipped)",
+    )
     parser.add_argument("--tasks", nargs="+", default=list(_TASKS), metavar="TASK", help=f"({' '.join(_TASKS)})")
     parser.add_argument("--episodes", type=int, default=3, metavar="N", help="of each task (3)")
     parser.add_argument("--seed", type=int, default=FIRST_SEED, help=f"of the first episode ({FIRST_SEED})")
@@ -61,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     base.check()
     out = arguments.out or Path("runs") / time.strftime("closed-loop-%Y%m%d-%H%M%S")
-    chosen = [each for each in conditions(base) if each.kind in arguments.kinds]
+    chosen = [each for each in conditions(base, arguments.traces) if each.kind in arguments.kinds]
     outcomes = _swept(chosen, out)
     section = _section(outcomes, base)
     command = shlex.join(["python", "-m", "benchmarks.closed_loop", *arguments.argv])

@@ -1,4 +1,4 @@
-"""Many conditions on the real clock: delays, recorded links and precisions, with the fallback ladder and without it."""
+"""Many conditions on the real clock: delays, links and precisions, with the fallback ladder and without it."""
 
 from __future__ import annotations
 
@@ -86,15 +86,15 @@ class Outcome:
         return max(task.oldest_s for task in self.tasks)
 
 
-def conditions(base: Evaluation) -> list[Condition]:
-    """In the order in which they are run. base: tasks, episodes and seed of all of them."""
+def conditions(base: Evaluation, traces: Sequence[str] = tuple(PROCESSES)) -> list[Condition]:
+    """In the order in which they are run. base: tasks, episodes and seed of all of them. traces: names or files."""
     base = dataclasses.replace(base, clock=REAL)
     found = []
     for delay in DELAYS_MS:
         clients = (LADDER, BARE) if delay < 200.0 else (LADDER, PATIENT, BARE)
         found += [_condition("delay", f"{delay:g} ms", client, base, delay_ms=delay) for client in clients]
-    for trace in PROCESSES:
-        found += [_condition("trace", trace, client, base, trace=trace) for client in (LADDER, BARE)]
+    for trace in traces:
+        found += [_condition("trace", Path(trace).stem, client, base, trace=trace) for client in (LADDER, BARE)]
     for precision in PRECISIONS:
         found += [_condition("precision", precision, client, base, precision=precision) for client in (LADDER, BARE)]
     return found

@@ -99,7 +99,7 @@ def _draw_others(axis: Any, outcomes: Sequence[Outcome]) -> None:
         places = [names.index(each.condition.value) + 0.12 * shift for each in mine]
         _errorbars(axis, places, mine, colour, style[0], _LABELS[client])
     axis.set_xticks(range(len(names)), names, rotation=25, ha="right")
-    axis.set_xlabel("recorded kind of link, or precision of the backbone")
+    axis.set_xlabel("trace of the uplink, or precision of the backbone")
 
 
 def _errorbars(axis: Any, xs: Sequence[float], mine: Sequence[Outcome], colour: str, style: str, label: str) -> None:
