@@ -64,9 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_act(commands.add_parser("act", help="ask for one action and print it"))
     _add_run(commands.add_parser("run", help="run the daemon: camera and robot, one safe command every tick"))
     _add_doctor(commands.add_parser("doctor", help="check camera, encoder, link, server and model before a run"))
-    _add_calibrate(
-        commands.add_parser("calibrate", help="learn from your frames to send them in a hundredth of the bytes")
-    )
+    _add_calibrate(commands.add_parser("calibrate", help="learn from your frames to send them in far fewer bytes"))
     watch = commands.add_parser("watch", help="show a run live, from its folder")
     watch.add_argument("run_dir", type=Path)
     watch.set_defaults(command=_watch)
@@ -166,7 +164,7 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--weighted", action="store_true", default=None, help="by what the backbone reacts to (where `split` wrote it)"
     )
-    which.add_argument("--plain", dest="weighted", action="store_false", help="by energy alone")
+    which.add_argument("--plain", dest="weighted", action="store_false", default=None, help="by energy alone")
     parser.add_argument("--columns", type=int, default=512, metavar="N", help="most coefficients of a patch (512)")
     parser.add_argument("--max-frames", type=int, default=240, metavar="N", help="most frames to embed (240)")
     parser.add_argument("--hz", type=float, default=5.0, help="frames a second that the robot will send (5)")

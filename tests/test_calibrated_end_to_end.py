@@ -1,0 +1,79 @@
+"""A calibrated model as a user has it: two bundles, a server of one of them, a robot of the other."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.frames import INSTRUCTION, read_frames
+from benchmarks.processes import ServerProcess
+from splitvla_cloud.backbone import Backbone
+from splitvla_cloud.prompt import Prompt
+from splitvla_edge import EdgePolicy
+from splitvla_edge.calibrate.command import CalibrateRequest, calibrate
+from splitvla_edge.encoder import OnnxEncoder
+from splitvla_edge.images import to_square
+from splitvla_edge.model import read_ladder
+from splitvla_shared.bundle import open_bundle
+from splitvla_shared.codec.transform import Binding, TransformCodec
+from splitvla_shared.errors import SpecMismatch
+from splitvla_shared.nouns import ActionChunk, Observation, Scheme
+from tests.test_calibration_frames import CLIP
+
+KEY = "widowx_tiny"
+
+
+@pytest.fixture(scope="module")
+def bundles(tiny_bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = Path(shutil.copytree(tiny_bundles, tmp_path_factory.mktemp("calibrated") / "bundles"))
+    request = CalibrateRequest(out / "edge", (CLIP,), out / "cloud", columns=64, most_frames=32, threads=1)
+    calibrate(request, lambda stage, done, total: None)
+    return out
+
+
+@pytest.fixture(scope="module")
+def server(bundles: Path) -> Iterator[str]:
+    with ServerProcess(bundles / "cloud") as running:
+        yield running.wait_ready()
+
+
+def act(policy: EdgePolicy, index: int) -> ActionChunk:
+    observation = Observation(index, (read_frames()[index],), INSTRUCTION, time.monotonic())
+    return policy.act(observation, deadline_s=20.0)
+
+
+def test_the_exact_rung_is_lossless_and_no_larger_than_bf16(bundles: Path, server: str, tiny_bundles: Path) -> None:
+    with EdgePolicy.connect(bundles / "edge", server, unnorm_key=KEY, threads=1) as policy:
+        assert policy.rungs[0].name == "exact"
+        assert act(policy, 0).wire_bytes < 66_000
+
+
+def test_a_robot_with_another_calibration_is_refused_by_name(bundles: Path, server: str, tiny_bundles: Path) -> None:
+    with pytest.raises(SpecMismatch, match=r"codec_sha256: .* adopt-codec.*restart the server"):
+        EdgePolicy.connect(tiny_bundles / "edge", server, unnorm_key=KEY, threads=1)
+
+
+def test_a_codec_rung_gives_the_tokens_of_the_embedding_that_it_stands_for(bundles: Path, server: str) -> None:
+    """Backbone, prompt and codec of the cloud half, in this process, on what the robot's half would send."""
+    with EdgePolicy.connect(bundles / "edge", server, unnorm_key=KEY, threads=1) as policy:
+        if policy.server is None or Scheme.KLT not in policy.server.schemes:
+            pytest.skip("this server does not speak the codec yet")
+    edge, cloud = open_bundle(bundles / "edge", "edge"), open_bundle(bundles / "cloud", "cloud")
+    tables, ladder = read_ladder(edge, "db36")
+    assert tables is not None
+    encoder, codec = OnnxEncoder(edge, 1, tables=tables), TransformCodec(tables)
+    square = to_square(read_frames()[0], 224, edge.spec.resize)
+    sent = codec.encode(encoder.coefficients(square), 0, Binding(1, 1))
+    patches = codec.reconstruct(sent.reference)
+    ids = Prompt.load(cloud.path, cloud.spec).ids(INSTRUCTION)
+    with EdgePolicy.connect(bundles / "edge", server, unnorm_key=KEY, threads=1, scheme="db36") as policy:
+        assert [rung.name for rung in policy.rungs] == [rung.name for rung in ladder]
+        first, second = act(policy, 0), act(policy, 1)
+    wanted = Backbone.load(cloud, "fp32", "cpu").full_answer(ids, patches, len(first.tokens))
+    np.testing.assert_array_equal(first.tokens, wanted)
+    assert second.wire_bytes < first.wire_bytes < 66_000 / 2
