@@ -17,7 +17,7 @@ from benchmarks.backbone.models import PRESETS, WEIGHT_BYTES, random_llama
 from benchmarks.backbone.roofline import Roofline, measure, pass_work
 from benchmarks.checkpoint.sizes import Sizes
 from splitvla_cloud.backbone import Backbone
-from splitvla_cloud.precision import NUMERICS, Precision
+from splitvla_cloud.precision import NUMERICS, Precision, check_device
 from splitvla_shared.errors import ConfigError
 
 _TEXT = 128  # room for a prompt as long as the graphs that `warm_up` captures
@@ -46,6 +46,8 @@ class Plan:
             raise ConfigError(f"-n {self.n}, --cases {self.cases} and --robots {self.robots} must be at least 1")
         if unknown := [name for name in self.precisions if name not in WEIGHT_BYTES]:
             raise ConfigError(f"precisions {unknown} are not measured here; any of {', '.join(WEIGHT_BYTES)}")
+        for precision in self.precisions:  # before the rates are measured, which takes minutes in bf16 on most CPUs
+            check_device(precision, self.device)
 
 
 def measure_precision(plan: Plan, precision: Precision, tell: Tell) -> tuple[list[Measured], Roofline]:
