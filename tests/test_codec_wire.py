@@ -244,7 +244,7 @@ def test_a_key_frame_that_is_answered_with_the_wish_for_one_ends_the_call() -> N
         act(robot, 2)
 
 
-def test_a_frame_unlike_any_that_was_calibrated_with_goes_by_the_smallest_plain_rung(
+def test_a_frame_unlike_any_that_was_calibrated_with_goes_as_int8(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     link = Slow([GOOD], took_s=0.01)
@@ -252,7 +252,7 @@ def test_a_frame_unlike_any_that_was_calibrated_with_goes_by_the_smallest_plain_
     robot.handshake()
     monkeypatch.setattr(robot.embed._encoder, "coefficients", lambda image: formula_coefficients() * 1e9)
     act(robot, 1)
-    assert link.calls[0].cameras[0].tensor.scheme is Scheme.F32
+    assert link.calls[0].cameras[0].tensor.scheme is Scheme.INT8
 
 
 def test_a_server_that_wants_a_key_frame_without_reason_is_faulty() -> None:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from splitvla_edge import EdgePolicy
+from splitvla_edge.answers import Answer
 from splitvla_edge.embedder import Embedded
 from splitvla_edge.local.agreement import Agreement, bin_of
 from splitvla_edge.local.graph import LocalPolicy
 from splitvla_edge.local.runner import LocalRunner, open_runner
 from splitvla_edge.local.settings import LocalSettings
 from splitvla_edge.model import EdgeModel
-from splitvla_edge.policy import Answer
 from splitvla_edge.robots.base import Frame
 from splitvla_shared.actions import parse_statistics
 from splitvla_shared.errors import BundleError, ConfigError, RobotError

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from splitvla_edge.answers import Answer
 from splitvla_edge.local import recording as module
 from splitvla_edge.local.recording import AnswerRecorder
 from splitvla_edge.local.settings import RecordingSettings
-from splitvla_edge.policy import Answer
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.nouns import Observation
 from splitvla_shared.recording import Answers, read_recording, write_answers

@@ -6,13 +6,13 @@ import dataclasses
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
 import numpy as np
 
+from splitvla_edge.answers import Answer, normalized_answer
 from splitvla_edge.calls import InferCall, Reply, ServerDescription
 from splitvla_edge.embedder import Embedded, Embedder, Encoder
 from splitvla_edge.encoder import OnnxEncoder
@@ -20,13 +20,14 @@ from splitvla_edge.exchange import Deadline, Exchanged, exchange
 from splitvla_edge.image_pipelines import build_pipeline
 from splitvla_edge.link import GrpcLink, check_addresses
 from splitvla_edge.model import EdgeModel, check_accepted, check_same_model, read_edge_model, read_ladder
+from splitvla_edge.observations import check_observation
 from splitvla_edge.payloads import FrameId, PayloadCoder, differs
 from splitvla_edge.probe import probed
 from splitvla_edge.providers import AUTO, Selection
 from splitvla_edge.security import Security
 from splitvla_edge.servers import ServerPool
 from splitvla_edge.transforms import find_transform
-from splitvla_shared.actions import Detokenized, detokenize
+from splitvla_shared.actions import Detokenized
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.codec.tables import CodecTables
 from splitvla_shared.encoders import FP32
@@ -34,13 +35,12 @@ from splitvla_shared.errors import (
     BundleError,
     CodecError,
     ConfigError,
-    ObservationError,
     ServerFault,
     SpecMismatch,
     Unreachable,
 )
 from splitvla_shared.image_pipelines import parse_image_pipeline
-from splitvla_shared.limits import MAX_ROBOT_NAME_CHARS, MAX_STATE_DIMS, check_instruction
+from splitvla_shared.limits import MAX_ROBOT_NAME_CHARS
 from splitvla_shared.nouns import (
     ActionArray,
     ActionChunk,
@@ -54,20 +54,8 @@ from splitvla_shared.nouns import (
 from splitvla_shared.rungs import Rung, plain_ladder
 
 SOURCE = "cloud"
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One frame as the edge saw it, and what the server said to it.
-
-    patches: (patches, embed_dim) a camera. normalized: (chunk_length, dims) in [-1, 1]. tokens: none of a continuous
-    head.
-    """
-
-    observation: Observation
-    patches: tuple[FloatArray, ...]
-    normalized: ActionArray
-    tokens: tuple[int, ...]
+# What carries a frame that the codec can't: close to exact, and half of bf16's bytes on a link that may be slow.
+_UNCALIBRATED = Rung("int8", Scheme.INT8, 0)
 
 
 class Link(Protocol):
@@ -256,7 +244,7 @@ class EdgePolicy:
         Nothing is retried, but for a frame that was sent as a difference from one which the server turns out not to
         hold: while there is time, it is sent again, whole. rung: one of `rungs`, for this call only: a fallback ladder
         changes it from frame to frame. None is the best. A frame that a codec rung can't carry, because it is unlike
-        all that were calibrated with, goes by the smallest plain rung.
+        all that were calibrated with, goes as int8.
         Raises ObservationError, a LinkError (DeadlineMissed when late, KeyFrameNeeded when it was too late to send the
         frame again), CodecError, BundleError, ConfigError.
         """
@@ -267,7 +255,7 @@ class EdgePolicy:
         rung = self.rungs[0] if rung is None else rung
         check_accepted(rung.scheme, self.server)
 
-        self._check(observation)
+        check_observation(observation, self.model.spec)
         call, seen, embedded = self._encoded(observation, rung)
         sent = self._clock()
 
@@ -275,7 +263,7 @@ class EdgePolicy:
         answered = self._clock()
         reply = exchanged.reply
         self._payloads.acknowledge(reply.server, reply.sequence)
-        said = self._normalized(reply)
+        said = normalized_answer(reply, self.model)
         chunk = self._chunk(observation, exchanged, said)
         self._last_tokens = reply.tokens
         finished = self._clock()
@@ -313,13 +301,6 @@ class EdgePolicy:
     ) -> None:
         self.close()
 
-    def _check(self, observation: Observation) -> None:
-        spec = self.model.spec
-        check_instruction(observation.instruction)
-        _check_state(observation.state)
-        if not 1 <= len(observation.images) <= spec.max_cameras:
-            raise ObservationError(f"{len(observation.images)} camera images; this model takes 1..{spec.max_cameras}")
-
     def _encoded(self, observation: Observation, rung: Rung) -> tuple[InferCall, Embedded, float]:
         """The call, what was seen for it, and when the encoder was done."""
         coded = rung.codec_rung is not None
@@ -330,10 +311,9 @@ class EdgePolicy:
         try:
             return self._call(observation, cameras, rung, self._link.address), seen, embedded
         except CodecError:
-            plain = next((each for each in reversed(self.rungs) if each.codec_rung is None), None)
-            if rung.codec_rung is None or plain is None:
+            if not coded:
                 raise
-            return self._encoded(observation, plain)
+            return self._encoded(observation, _UNCALIBRATED)
 
     def _call(
         self, observation: Observation, cameras: tuple[FloatArray, ...], rung: Rung, server: str | None
@@ -362,16 +342,6 @@ class EdgePolicy:
 
         return dataclasses.replace(call, key_frame=whole, held_by=server)
 
-    def _normalized(self, reply: Reply) -> Detokenized:
-        """As (chunk_length, dims)."""
-        spec = self.model.spec
-        if reply.chunk is not None:
-            said = Detokenized(reply.chunk.astype(np.float64), ())
-        else:
-            said = detokenize(reply.tokens, vocab_size=spec.action_vocab_size, bins=spec.action_bins)
-        shape = (spec.chunk_length, self.model.statistics.dims)
-        return Detokenized(said.normalized.reshape(shape), said.clipped)
-
     def _chunk(self, observation: Observation, exchanged: Exchanged, detokenized: Detokenized) -> ActionChunk:
         reply = exchanged.reply
         actions = self.to_robot(detokenized.normalized)
@@ -396,10 +366,3 @@ def _conventions(
     pipeline = model.image_pipeline if image_pipeline is None else parse_image_pipeline(image_pipeline)
     square = build_pipeline(pipeline, camera_transform, model.spec, model.fill)
     return square, find_transform(action_transform, model.statistics.dims)
-
-
-def _check_state(state: FloatArray | None) -> None:
-    if state is None:
-        return
-    if state.ndim != 1 or state.size > MAX_STATE_DIMS or not np.isfinite(state).all():
-        raise ObservationError(f"state has shape {state.shape}; expected at most {MAX_STATE_DIMS} finite numbers")

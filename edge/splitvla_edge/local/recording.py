@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from splitvla_edge.answers import Answer
 from splitvla_edge.local.settings import RecordingSettings
-from splitvla_edge.policy import Answer, EdgePolicy
+from splitvla_edge.policy import EdgePolicy
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.recording import Answers, write_answers
 

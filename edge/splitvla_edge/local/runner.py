@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from splitvla_edge.answers import Answer
 from splitvla_edge.embedder import Embedded
 from splitvla_edge.fallback import LocalChunk
 from splitvla_edge.local.agreement import Agreement
 from splitvla_edge.local.graph import LocalPolicy
 from splitvla_edge.local.settings import LocalSettings
-from splitvla_edge.policy import Answer, EdgePolicy
+from splitvla_edge.policy import EdgePolicy
 from splitvla_edge.robots.base import Frame
 from splitvla_shared.errors import ConfigError, RobotError, SplitVLAError
 from splitvla_shared.nouns import ActionArray, FloatArray, Image
