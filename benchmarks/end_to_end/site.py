@@ -9,15 +9,19 @@ from pathlib import Path
 
 from benchmarks.end_to_end.ways import Answered, Family, SplitWay, Way
 from benchmarks.processes import ModuleProcess, ProcessLost, ServerProcess
+from splitvla_edge.encoder import OnnxEncoder
 from splitvla_edge.image_pipelines import build_pipeline
-from splitvla_edge.model import EdgeModel, read_edge_model
+from splitvla_edge.link import GrpcLink
+from splitvla_edge.model import EdgeModel, read_edge_model, read_ladder
 from splitvla_edge.policy import EdgePolicy
+from splitvla_edge.probe import probed
 from splitvla_edge.security import Security
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.errors import Unreachable
 from splitvla_shared.nouns import Image, Scheme
 
 _LOAD_S = 600.0  # a 7B checkpoint from a slow disk
+_CONNECT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +104,7 @@ def open_ways(site: Site, via: Callable[[str], str] = lambda address: address) -
     with contextlib.ExitStack() as stack:
         model = read_edge_model(open_bundle(site.edge_bundle, "edge"), site.unnorm_key)
         ways = [*_local_ways(site), *_picture_ways(site, model, via)]
-        policy = stack.enter_context(
-            EdgePolicy.connect(
-                site.edge_bundle,
-                via(site.server),
-                unnorm_key=site.unnorm_key,
-                scheme=Scheme.F32,
-                security=site.security,
-                threads=site.threads,
-                encoder=site.encoder,
-                provider=site.provider,
-                connect_timeout_s=20.0,
-            )
-        )
-        ways += [SplitWay(policy, rung) for rung in policy.rungs]
+        ways += _split_ways(site, model, via(site.server))
         for way in ways:
             stack.callback(way.close)
         yield ways
@@ -129,6 +120,22 @@ class LocalWay:
 
     def close(self) -> None:
         pass
+
+
+def _split_ways(site: Site, model: EdgeModel, server: str) -> Iterator[Way]:
+    """A policy for each rung, on one encoder: none may have for a draft what another was answered to the same frame."""
+    bundle = open_bundle(site.edge_bundle, "edge")
+    tables, rungs = read_ladder(bundle, Scheme.F32)
+    onnx = OnnxEncoder(bundle, site.threads, variant=site.encoder, provider=site.provider, tables=tables)
+    encoder = probed(onnx, bundle, site.encoder)
+    for rung in rungs:
+        policy = EdgePolicy(model, encoder, GrpcLink(server, security=site.security), tables=tables, rungs=rungs)
+        try:
+            policy.handshake(_CONNECT_S)
+        except BaseException:
+            policy.close()
+            raise
+        yield SplitWay(policy, rung)
 
 
 def _local_ways(site: Site) -> Iterator[Way]:

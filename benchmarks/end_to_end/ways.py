@@ -91,7 +91,7 @@ class SplitWay:
         )
 
     def close(self) -> None:
-        pass  # the policy is shared by all rungs, and its opener's
+        self._policy.close()
 
 
 # They carry the encoder's float32 as it is.

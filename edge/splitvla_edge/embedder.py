@@ -1,4 +1,4 @@
-"""Camera frames to what is sent of them, for the server's call and for the local policy: no frame is encoded twice."""
+"""Camera frames to what is sent of them, for the server's call and, once it is shared, for the local policy too."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
 
 from splitvla_edge.images import check_image
 from splitvla_shared.codec.tables import CodecTables
@@ -34,9 +36,10 @@ class Embedded:
 
 
 class Embedder:
-    """Thread-safe: one frame is encoded at a time, and who comes second with the same frame gets the same arrays.
+    """Thread-safe: one frame is encoded at a time. Once shared, who comes second with a frame gets the same arrays.
 
-    Mutable state: the last frames, by identity, their squares and what was made of them, which nobody may write to.
+    Mutable state: the last frames' squares and what was made of them, which nobody may write to; of a shared one also
+    a copy of the frames, since a camera may write the next picture into the same array.
     """
 
     def __init__(
@@ -48,9 +51,14 @@ class Embedder:
     ) -> None:
         self._square, self._encoder, self._clock, self._tables = square, encoder, clock, tables
         self._lock = threading.Lock()
+        self._shared = False
         self._images: tuple[Image, ...] = ()
         self._squares: list[Image] = []
         self._last = Embedded()
+
+    def share(self) -> None:
+        """Two will ask for each frame from now on."""
+        self._shared = True
 
     def __call__(self, images: tuple[Image, ...], *, patches: bool = True, coefficients: bool = False) -> Embedded:
         """What is asked for. images: uint8 RGB (height, width, 3) each. Coefficients alone are less work than patches.
@@ -73,13 +81,14 @@ class Embedder:
 
     def _take(self, images: tuple[Image, ...]) -> float:
         """Seconds that making squares of new frames took."""
-        if images and len(images) == len(self._images) and all(map(_same, images, self._images)):
+        if self._shared and images and len(images) == len(self._images) and all(map(_same, images, self._images)):
             return 0.0
         started = self._clock()
         self._squares = [self._square(check_image(image)) for image in images]
-        self._images, self._last = images, Embedded()
+        self._last = Embedded()
+        self._images = tuple(image.copy() for image in images) if self._shared else ()
         return self._clock() - started
 
 
 def _same(one: Image, other: Image) -> bool:
-    return one is other
+    return one.shape == other.shape and np.array_equal(one, other)

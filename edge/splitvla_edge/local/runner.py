@@ -113,5 +113,6 @@ def open_runner(settings: LocalSettings, instruction: str, policy: EdgePolicy, *
         return None
     agreement = Agreement(spec.action_bins, settings.within_bins, policy.model.statistics.still)
     runner = LocalRunner(graph, index, agreement, policy.embed, policy.to_robot)
+    policy.embed.share()
     policy.on_answer.append(runner.compare)
     return runner
