@@ -43,6 +43,7 @@ class Daemon:
                 if what(record):
                     return record
             time.sleep(0.02)
+        self.process.kill()
         raise AssertionError(f"it did not happen; last: {self.records[-1:]}, {self.process.communicate(timeout=5)}")
 
     def children(self) -> list[int]:
