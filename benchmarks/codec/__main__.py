@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = Model(arguments.bundles)
     learned, clips = read(model, arguments)
     codec = TransformCodec(sealed(learn(learned))[0])
-    weighted = TransformCodec(sealed(learn(learned, sensitivity=model.sensitivity()))[0])
+    weighted = TransformCodec(sealed(learn(learned, sensitivity=model.sensitivity))[0])
     rows = [
         *plain(model, clips),
         *rungs(model, clips, codec, "key", chain=False),

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import safe_open
 
 from benchmarks.frames import read_frames
 from splitvla_cloud.backbone import Backbone
@@ -16,6 +15,8 @@ from splitvla_edge.encoder import OnnxEncoder
 from splitvla_edge.images import to_square
 from splitvla_edge.robots.metaworld.tasks import TASKS
 from splitvla_shared.bundle import open_bundle
+from splitvla_shared.codec.sensitivity import SENSITIVITY_FILE, load_sensitivity
+from splitvla_shared.errors import BundleError
 from splitvla_shared.nouns import FloatArray, Image
 from splitvla_shared.spec import Resize
 
@@ -73,11 +74,14 @@ class Clip:
 
 
 class Model:
-    """Both halves of a split model, in one process."""
+    """Both halves of a split model, in one process. Raises BundleError."""
 
     def __init__(self, bundles: Path) -> None:
         edge, cloud = open_bundle(bundles / "edge", "edge"), open_bundle(bundles / "cloud", "cloud")
-        self.spec, self.cloud = edge.spec, cloud.path
+        sensitivity = load_sensitivity(edge)
+        if sensitivity is None:
+            raise BundleError(f"{edge.path} has no {SENSITIVITY_FILE}; split again")
+        self.spec, self.sensitivity = edge.spec, sensitivity
         self._encoder = OnnxEncoder(edge, 1)
         self._backbone = Backbone.load(cloud, "fp32", "cpu")
         self._prompt = Prompt.load(cloud.path, cloud.spec)
@@ -88,14 +92,6 @@ class Model:
     def tokens(self, instruction: str, patches: FloatArray) -> Tokens:
         ids = self._prompt.ids(instruction)
         return np.array(self._backbone.full_answer(ids, patches, self.spec.max_action_dims))
-
-    def sensitivity(self) -> FloatArray:
-        """What the first layer's keys and values make of an error behind its norm: float32 (dim, dim)."""
-        with safe_open(self.cloud / "model.safetensors", "pt") as file:
-            gain = file.get_tensor("model.layers.0.input_layernorm.weight").float().numpy()
-            parts = [file.get_tensor(f"model.layers.0.self_attn.{name}_proj.weight").float().numpy() for name in "kv"]
-        weights = [part * gain for part in parts]
-        return np.asarray(sum(weight.T @ weight for weight in weights), np.float32)
 
     def clip(self, source: Source, most: int) -> Clip:
         """At most `most` frames of a source, with what the model makes of them."""
