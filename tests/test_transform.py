@@ -215,3 +215,10 @@ def test_tables_survive_their_file_and_damage_is_a_bundle_error() -> None:
     for bad in (b"", data[:100], data[: len(data) // 2], b"PK" + bytes(50)):
         with pytest.raises(BundleError):
             CodecTables.from_bytes(bad)
+
+
+def test_a_small_rung_carries_a_frame_that_is_louder_than_all_that_were_calibrated_with() -> None:
+    codec = TransformCodec(formula_tables())
+    loud = np.full((ROWS, COLUMNS), 12.0, np.float32)  # every number of a quad is beyond what its token says
+    coded = codec.encode(loud, 1, Binding(1, 1))
+    assert np.array_equal(codec.decode(coded.data, coded.scheme, Binding(1, 1)).numbers, loud.astype(np.int32))

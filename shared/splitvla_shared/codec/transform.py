@@ -27,8 +27,9 @@ from splitvla_shared.codec.tokens import MAX_MAGNITUDE, Detokenizer, Int32, toke
 from splitvla_shared.errors import CodecError, KeyFrameNeeded
 from splitvla_shared.nouns import FloatArray, Scheme
 
-# More numbers than this share that their tokens can't say: a frame unlike any that was calibrated with.
-_EXCESS_SHARE = 4
+# More numbers than this share that their tokens can't say: a frame unlike any that was calibrated with. So few columns
+# that it costs nothing are sent all the same.
+_EXCESS_SHARE, _EXCESSES_ALLOWED = 4, 4096
 _BOUND = struct.Struct("<8sBBQQQ")
 _CRC_BYTES, _WORDS_BYTES, _CHECKSUM_BYTES = 4, 3, 4
 _LEAST_BYTES = 1 + _WORDS_BYTES + _CRC_BYTES
@@ -168,7 +169,7 @@ class TransformCodec:
         prepared = self._rungs[rung]
         lanes = prepared.rung.lanes
         tokens = tokenize(residual, prepared.rung.grouping)
-        if len(tokens.excess) * _EXCESS_SHARE > residual.size:
+        if len(tokens.excess) > _most_excesses(residual.size):
             raise CodecError("the frame is unlike those that were calibrated with; send it exact, or calibrate again")
         levels = prepared.levels(residual, predicted=reference is not None)
         contexts = prepared.contexts(levels, reference)
@@ -207,7 +208,7 @@ class TransformCodec:
         levels = decoder.take(np.full(rows, ROW_CONTEXT))
         first = decoder.take(prepared.contexts(levels, reference).reshape(-1)).reshape(rows, grouping.groups)
         numbers = Detokenizer(first, grouping)
-        if numbers.excesses * _EXCESS_SHARE > rows * grouping.columns:
+        if numbers.excesses > _most_excesses(rows * grouping.columns):
             raise CodecError("the payload has more excesses than an encoder writes; the sender is broken")
         excess = decoder.take(_excess_contexts(numbers.excesses, numbers.pair_excesses))
         seeds = decoder.finish()
@@ -219,6 +220,10 @@ class TransformCodec:
         if bits[needed:].any():
             raise CodecError("the payload's padding is not zero; the sender is broken")
         return numbers.numbers(bits[:needed])
+
+
+def _most_excesses(numbers: int) -> int:
+    return max(numbers // _EXCESS_SHARE, _EXCESSES_ALLOWED)
 
 
 def _excess_contexts(count: int, pairs: int) -> npt.NDArray[np.int16]:
