@@ -51,7 +51,7 @@ if TYPE_CHECKING:  # it brings the codec along, and control imports this module 
 
 _IDLE_S = 0.004  # between looks for a new frame
 _LISTEN_S = 0.02  # between reports of the camera's newest frame
-_HANDSHAKE_S = 2.0  # a second of round trip is a bad link, and no reason never to begin
+_HANDSHAKE_S = 1.0
 _BACKOFF_S = (0.25, 2.0)  # first and last
 _UNREACHABLE_PAUSE_S = 0.1  # calls without a connection fail at once: they must not spin
 
