@@ -23,8 +23,12 @@ SESSION_WINDOW_S = 10.0
 BUSY_WINDOW_S = 1.0
 
 
+class _WeaklyReferable:
+    __slots__ = ("__weakref__",)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Ticket(Generic[T]):
+class Ticket(_WeaklyReferable, Generic[T]):
     """A frame's place in the queue. Compared by identity: the work may hold arrays."""
 
     session: int

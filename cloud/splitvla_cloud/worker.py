@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -112,7 +113,10 @@ class GpuWorker:
             self._wake.notify()
         for leaving in dropped:
             _resolve(leaving.ticket.work.future, leaving.error)
-        job.future.add_done_callback(lambda future: self._forget(ticket) if future.cancelled() else None)
+        # Held weakly: a future keeps its callbacks, and through them it would hold itself and the frame's megabytes
+        # until the next collection of cycles. While it matters the queue holds the ticket.
+        queued = weakref.ref(ticket)
+        job.future.add_done_callback(lambda future: self._forget(queued()) if future.cancelled() else None)
         return job.future
 
     def load(self) -> Load:
@@ -251,7 +255,9 @@ class GpuWorker:
         self.ready.set_result(engine)
         return engine
 
-    def _forget(self, ticket: Ticket[_Job]) -> None:
+    def _forget(self, ticket: Ticket[_Job] | None) -> None:
+        if ticket is None:
+            return
         with self._wake:
             self._queue.cancel(ticket)
 
