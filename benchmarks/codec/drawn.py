@@ -24,8 +24,7 @@ def drawn_codec(seed: int) -> TransformCodec:
 
 def drawn_coefficients(codec: TransformCodec, n: int, seed: int) -> list[FloatArray]:
     """`n` successive frames as the encoder gives them, float32 (PATCHES, columns)."""
-    channel_mean = codec.tables.mean.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return [np.asarray((frame - channel_mean) @ codec.tables.analysis) for frame in _clip(n, 1000 + seed)]
+    return [codec.tables.coefficients(frame) for frame in _clip(n, 1000 + seed)]
 
 
 def _clip(n: int, seed: int) -> Iterator[FloatArray]:

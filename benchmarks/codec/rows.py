@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ import numpy as np
 from PIL import Image as PilImage
 
 from benchmarks.codec.clips import Clip, Model
+from benchmarks.codec.series import series
 from splitvla_shared.codec import decode, encode
-from splitvla_shared.codec.model import Reference
-from splitvla_shared.codec.transform import Binding, TransformCodec
+from splitvla_shared.codec.transform import TransformCodec
 from splitvla_shared.nouns import FloatArray, Image, Scheme
 
 PICTURES = (("JPEG", 75), ("JPEG", 90), ("JPEG", 95), ("WebP", 75), ("WebP", 90))
@@ -98,27 +97,20 @@ def coded(
     A chain's first frame is a key frame, which stands in its own row.
     """
     tables, rung = codec.tables, codec.tables.rungs[index]
-    channel_mean = tables.mean.mean(axis=0, dtype=np.float64).astype(np.float32)
     sizes, found, encode_s, decode_s = list[int](), list[list[FloatArray]](), list[float](), list[float]()
     noise = signal = 0.0
     for clip in clips:
-        reference: Reference | None = None
-        series: list[FloatArray] = []
-        for sequence, patches in enumerate(clip, 1):
-            values = np.asarray((patches - channel_mean) @ tables.analysis)
-            binding, began = Binding(0, sequence), time.thread_time()
-            sent = codec.encode(values, index, binding, reference)
-            between = time.thread_time()
-            got = codec.decode(sent.data, sent.scheme, binding, reference, sent.reference_sequence)
-            decode_s.append(time.thread_time() - between)
-            encode_s.append(between - began)
-            series.append(codec.reconstruct(got))
-            noise += float(np.square(series[-1] - patches).sum())
+        arrived: list[FloatArray] = []
+        passed = series(codec, index, map(tables.coefficients, clip), chain=chain)
+        for number, (patches, each) in enumerate(zip(clip, passed, strict=True)):
+            decode_s.append(each.decode_s)
+            encode_s.append(each.encode_s)
+            arrived.append(codec.reconstruct(each.got))
+            noise += float(np.square(arrived[-1] - patches).sum())
             signal += float(np.square(patches - tables.mean).sum())
-            if not (chain and sequence == 1):
-                sizes.append(len(sent.data))
-            reference = got if chain else None
-        found.append(series)
+            if number or not chain:
+                sizes.append(len(each.sent.data))
+        found.append(arrived)
     return Coded(
         f"{label} {rung.name} ({rung.grouping.columns} columns)",
         sizes,

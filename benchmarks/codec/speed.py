@@ -19,9 +19,8 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.codec.drawn import drawn_codec, drawn_coefficients
+from benchmarks.codec.series import series
 from splitvla_shared.codec import SCHEMES, decode, encode
-from splitvla_shared.codec.model import Reference
-from splitvla_shared.codec.transform import Binding, Coded, TransformCodec
 from splitvla_shared.nouns import FloatArray
 
 SHAPE = (256, 4096)
@@ -64,7 +63,9 @@ def measure_codec(n: int, seed: int) -> str:
     rows = []
     for index, rung in enumerate(codec.tables.rungs):
         for kind, chain in (("key", False), ("predicted", True)):
-            sizes, encode_ms, decode_ms = _series(codec, index, frames, chain=chain)
+            passed = list(series(codec, index, frames, chain=chain))[1:]  # a chain begins with a key frame
+            sizes = [len(each.sent.data) for each in passed]
+            encode_ms, decode_ms = [each.encode_s * 1e3 for each in passed], [each.decode_s * 1e3 for each in passed]
             both = [a + b for a, b in zip(encode_ms, decode_ms, strict=True)]
             times = [f"{np.median(each):.2f}" for each in (encode_ms, decode_ms, both)]
             times.append(f"{np.percentile(both, 90):.2f}")
@@ -78,23 +79,6 @@ def measure_codec(n: int, seed: int) -> str:
     )
     header = ("rung", "columns", "bytes p50", "encode p50", "decode p50", "both p50", "both p90")
     return title + "\n" + report.table(header, rows)
-
-
-def _series(
-    codec: TransformCodec, rung: int, frames: Sequence[FloatArray], *, chain: bool
-) -> tuple[list[int], list[float], list[float]]:
-    sizes, encode_ms, decode_ms = [], [], []
-    reference: Reference | None = None
-    for sequence, coefficients in enumerate(frames, 1):
-        began = time.thread_time()
-        coded: Coded = codec.encode(coefficients, rung, Binding(0, sequence), reference)
-        sent = time.thread_time()
-        got = codec.decode(coded.data, coded.scheme, Binding(0, sequence), reference, coded.reference_sequence)
-        decode_ms.append((time.thread_time() - sent) * 1e3)
-        encode_ms.append((sent - began) * 1e3)
-        sizes.append(len(coded.data))
-        reference = got if chain else None
-    return sizes[1:], encode_ms[1:], decode_ms[1:]
 
 
 def _times(n: int, call: Callable[[], object]) -> list[str]:

@@ -69,12 +69,12 @@ def measure_agreement(request: AgreementRequest, report: Progress = silent) -> t
     embeddings = run_graph(FP32, edge.path / ENCODER_FILES[FP32], images, counter(report, "frames", len(images)))
     tokens = _token_source(cloud, request)
     harms = dict(_harms(tables))
-    exact = [tokens(harms[EXACT_SCHEME](patches)) for patches in embeddings]
     advance = counter(report, "agreement", len(harms))
-    shares = {}
+    said = {}
     for name, harm in harms.items():
-        shares[name] = _share([tokens(harm(patches)) for patches in embeddings], exact)
+        said[name] = [tokens(harm(patches)) for patches in embeddings]
         advance(1)
+    shares = {name: _share(each, said[EXACT_SCHEME]) for name, each in said.items()}
     measured = tuple(with_agreement(cost, shares[cost.name]) if cost.name in shares else cost for cost in costs)
     _write(edge, measured)
     return measured
@@ -103,8 +103,7 @@ def _harms(tables: CodecTables) -> Iterator[tuple[str, Harm]]:
 
     def transformed(rung: int) -> Harm:
         def harm(patches: FloatArray) -> FloatArray:
-            values = np.asarray((patches - tables.channel_mean) @ tables.analysis, np.float32)
-            coded = codec.encode(values, rung, _BINDING)
+            coded = codec.encode(tables.coefficients(patches), rung, _BINDING)
             return codec.reconstruct(codec.decode(coded.data, Scheme.KLT, _BINDING))
 
         return harm

@@ -78,7 +78,7 @@ class OnnxEncoder:
         # The first run allocates the arena and takes several times as long as the next: not on a moving robot.
         patches = self.embed(probe_image(size))
         if tables is not None:
-            self._check_coefficients(np.asarray((patches - tables.channel_mean) @ tables.analysis, np.float32))
+            self._check_coefficients(tables.coefficients(patches))
 
     def embed(self, image: Image) -> FloatArray:
         """uint8 RGB (image_size, image_size, 3) to float32 (patches, embed_dim), finite.
@@ -91,7 +91,7 @@ class OnnxEncoder:
     def coefficients(self, image: Image) -> FloatArray:
         """uint8 RGB (image_size, image_size, 3) to float32 (patches, columns), what TransformCodec.encode takes.
 
-        They are (embedding - tables.channel_mean) @ tables.analysis, in one layer instead of two. Raises what `embed`
+        They are the embedding's tables.coefficients, in one layer instead of two. Raises what `embed`
         raises; an encoder that was opened without tables has none.
         """
         if self._columns is None:

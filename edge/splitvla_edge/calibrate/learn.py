@@ -88,8 +88,7 @@ def measure(
 ) -> tuple[RungCost, ...]:
     """What each rung costs and keeps on these clips, frame by frame as a robot would send them."""
     tables = codec.tables
-    mean, analysis = tables.channel_mean, tables.analysis
-    coefficients = [[np.asarray((frame - mean) @ analysis, np.float32) for frame in clip] for clip in clips]
+    coefficients = [[tables.coefficients(frame) for frame in clip] for clip in clips]
     return tuple(
         _measure_rung(codec, index, clips, coefficients, _Errors(tables.mean, sensitivity))
         for index in range(len(tables.rungs))

@@ -81,6 +81,7 @@ class CodecTables:
     """mean: float32 (patches, dim). analysis, synthesis: float32 (dim, columns); equal for an orthonormal basis.
 
     counts: uint32 (CONTEXTS, MAX alphabet), out of 2^12. sha256: of the file's bytes.
+    channel_mean: float32 (dim,), what coefficients are counted from.
     """
 
     mean: FloatArray
@@ -90,10 +91,13 @@ class CodecTables:
     rungs: tuple[RungTables, ...]
     sha256: str = ""
     probabilities: rans.Tables = field(init=False)
+    channel_mean: FloatArray = field(init=False)
 
     def __post_init__(self) -> None:
         _check(self)
         object.__setattr__(self, "probabilities", rans.Tables.of(self.counts))
+        mean = np.asarray(self.mean.mean(axis=0, dtype=np.float64), np.float32)
+        object.__setattr__(self, "channel_mean", mean)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -104,11 +108,6 @@ class CodecTables:
     @property
     def columns(self) -> int:
         return int(self.analysis.shape[1])
-
-    @property
-    def channel_mean(self) -> FloatArray:
-        """float32 (dim,): what coefficients are counted from, (embedding - channel_mean) @ analysis."""
-        return np.asarray(self.mean.mean(axis=0, dtype=np.float64), np.float32)
 
     def coefficients(self, patches: FloatArray) -> FloatArray:
         """float32 (patches, dim) to (patches, columns), as an encoder with the basis folded in gives them."""
