@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from splitvla_shared.archives import read_arrays
 from splitvla_shared.errors import ConfigError
 
 VERSION = 1
@@ -84,19 +84,20 @@ def read_recording(folder: Path) -> Iterator[Answers]:
 
 def _read(path: Path) -> Answers:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            if int(stored["version"]) != VERSION:
-                raise ValueError(f"version {int(stored['version'])}, this is {VERSION}")
-            answers = Answers(
-                str(stored["fingerprint"]),
-                stored["still"],
-                stored["patches"],
-                stored["normalized"],
-                stored["tokens"],
-                tuple(stored["instructions"].tolist()),
-                stored["instruction"],
-            )
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file:
+            stored = read_arrays(file)
+        if int(stored["version"]) != VERSION:
+            raise ValueError(f"version {int(stored['version'])}, this is {VERSION}")
+        answers = Answers(
+            str(stored["fingerprint"]),
+            stored["still"],
+            stored["patches"],
+            stored["normalized"],
+            stored["tokens"],
+            tuple(stored["instructions"].tolist()),
+            stored["instruction"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is no recording of this version: {error}; remove it") from error
     _check(path, answers)
     return answers

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from splitvla_shared.archives import read_arrays
 from splitvla_shared.bundle import MANIFEST, Bundle, open_bundle, write_manifest
 from splitvla_shared.codec.bundled import CODEC_FILE
 from splitvla_shared.codec.tables import CodecTables
@@ -57,11 +57,12 @@ class Parcel:
         try:
             if path.stat().st_size > _MAX_PARCEL_BYTES:
                 raise BundleError(f"{path} is too large to be a codec parcel")
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-                if int(file["format"]) != _PARCEL_FORMAT:
-                    raise BundleError(f"{path} is a parcel of format {int(file['format'])}, made by another version")
-                data, spec = file["tables"].tobytes(), ModelSpec.from_json(json.loads(file["spec"].tobytes()))
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            with path.open("rb") as stream:
+                arrays = read_arrays(stream)
+            if int(arrays["format"]) != _PARCEL_FORMAT:
+                raise BundleError(f"{path} is a parcel of format {int(arrays['format'])}, made by another version")
+            data, spec = arrays["tables"].tobytes(), ModelSpec.from_json(json.loads(arrays["spec"].tobytes()))
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise BundleError(f"{path} is no codec parcel ({str(error)[:200]}); `calibrate` writes one") from error
         tables = CodecTables.from_bytes(data)
         if tables.sha256 != spec.codec_sha256 or tables.shape != (spec.patches, spec.embed_dim):

@@ -9,10 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import struct
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from splitvla_shared.archives import read_arrays
 from splitvla_shared.codec import rans
 from splitvla_shared.codec.tokens import PAIR_TOKENS, QUAD_TOKENS, SINGLE_TOKENS, Grouping
 from splitvla_shared.errors import BundleError
@@ -45,11 +42,6 @@ ALPHABETS = (
 )
 MAX_RUNGS, MAX_COLUMNS, MAX_LANES = 16, 4096, 1024
 _LARGEST = 1e30
-# What numpy, zipfile and zlib raise on a file that is not what it claims to be; NotImplementedError is a RuntimeError.
-_UNREADABLE = (
-    *(OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, RuntimeError, MemoryError, SyntaxError),
-    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,8 +134,7 @@ class CodecTables:
     def from_bytes(cls, data: bytes) -> CodecTables:
         """Read what `to_bytes` wrote. Raises BundleError on anything else; no pickle is ever loaded."""
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            arrays = read_arrays(io.BytesIO(data))
             if int(arrays["format"]) != FORMAT:
                 raise BundleError(f"codec tables of format {int(arrays['format'])}; this version reads {FORMAT}")
             analysis = arrays["analysis"]
@@ -158,7 +149,7 @@ class CodecTables:
                 rungs=tuple(rungs),
                 sha256=hashlib.sha256(data).hexdigest(),
             )
-        except _UNREADABLE as error:
+        except (ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
             reason = (str(error) or type(error).__name__)[:200]
             raise BundleError(f"the codec tables can't be read: {reason}; copy them again or calibrate") from error
 
