@@ -242,6 +242,7 @@ def test_every_answer_of_the_server_is_compared_on_the_same_frame(tmp_path: Path
         runner = open_for(policy, path, instruction)
         assert runner is not None
         policy.act(Observation(index, (np.zeros((8, 8, 3), np.uint8),), instruction, 0.0))
+        policy.tell_answer()
         chunk = runner.step(lambda now: Frame(np.zeros((8, 8, 3), np.uint8), now, 5))
         assert chunk is not None
         assert (chunk.agreement, chunk.samples) == (expected, 1)

@@ -48,6 +48,7 @@ class FakePolicy:
         self.rungs = plain_ladder(Scheme.BF16, (4, 8))
         self.seen: list[tuple[Observation, float]] = []
         self.sent: list[Rung] = []
+        self.when_told: Callable[[], object] = lambda: None
 
     def handshake(self, timeout_s: float) -> None:
         self._raise(self.handshakes)
@@ -59,6 +60,9 @@ class FakePolicy:
         return ActionChunk(
             observation.step, np.array([[0.1, 1.0]]), "cloud", (7, 8), (1,), StageTimes(total_ms=5.0), 64, HINTS
         )
+
+    def tell_answer(self) -> None:
+        self.when_told()
 
     def _raise(self, errors: list[SplitVLAError | None]) -> None:
         error = errors.pop(0) if errors else None
@@ -152,6 +156,15 @@ def test_a_frame_becomes_a_call_that_is_announced_and_answered() -> None:
         observation, deadline_s = rig.policy.seen[0]
         assert (observation.step, observation.instruction) == (3, "pick up the can")
         assert deadline_s == pytest.approx(0.25), "what is left of the frame's maximum age"
+
+
+def test_an_action_is_on_its_way_before_anybody_is_told_of_the_answer() -> None:
+    with Rig().agreed() as rig:
+        rig.show(3)
+        on_its_way: list[object] = []
+        rig.policy.when_told = lambda: on_its_way.extend(rig.control.receive())
+        rig.perception.step()
+        assert [type(message) for message in on_its_way] == [Asked, Chunk]
 
 
 def test_a_frame_is_used_once() -> None:

@@ -85,6 +85,8 @@ class Policy(Protocol):
 
     def act(self, observation: Observation, *, deadline_s: float, rung: Rung) -> ActionChunk: ...
 
+    def tell_answer(self) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class PerceptionSettings:
@@ -308,6 +310,7 @@ class Perception:
                 hints=chunk.hints,
             )
         )
+        self._policy.tell_answer()  # the action is on its way: who compares or records it has time now
 
 
 def _outcome(error: SplitVLAError) -> Outcome:

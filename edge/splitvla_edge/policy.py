@@ -78,7 +78,7 @@ class EdgePolicy:
     Mutable state: sequence number and tokens of the last call, what the server said in the last handshake, and the
     frames that servers hold.
     selection says what runs the encoder, where `open` opened it. rungs: what a frame may be sent with, best first.
-    on_answer: told of every answer, in the calling thread. embed: see Embedder; any thread may call it.
+    on_answer: told of every answer by `tell_answer`. embed: see Embedder; any thread may call it.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class EdgePolicy:
         self.selection: Selection | None = None
         self.embed = Embedder(square, encoder, clock, tables)
         self.on_answer: list[Callable[[Answer], None]] = []
+        self._untold: Answer | None = None
         self._link, self._robot, self._clock = link, robot, clock
         self._session = secrets.randbits(64)
         self._sequence = 0
@@ -280,9 +281,16 @@ class EdgePolicy:
             detokenize_ms=(finished - answered) * 1e3,
             total_ms=(finished - started) * 1e3,
         )
-        for tell in self.on_answer:
-            tell(Answer(observation, seen.patches, said.normalized, reply.tokens))
+        if self.on_answer:
+            self._untold = Answer(observation, seen.patches, said.normalized, reply.tokens)
         return dataclasses.replace(chunk, stages=stages)
+
+    def tell_answer(self) -> None:
+        """Tell whoever listens of the last answer. Apart from `act`, so that its action can be on its way first."""
+        answer, self._untold = self._untold, None
+        if answer is not None:
+            for tell in self.on_answer:
+                tell(answer)
 
     def to_robot(self, normalized: ActionArray) -> ActionArray:
         """(length, dims) in [-1, 1] to actions in the robot's units."""
