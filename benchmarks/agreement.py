@@ -25,6 +25,7 @@ from benchmarks.closed_loop.actors import UnsplitActor
 from benchmarks.closed_loop.rollout import roll_out
 from benchmarks.closed_loop.trained import halves, trained
 from benchmarks.report import heading, table
+from benchmarks.success import FIRST_SEED
 from splitvla_cloud.backbone import Backbone, load_model
 from splitvla_cloud.engine.fp8 import convert_to_fp8, quantise
 from splitvla_cloud.split.checkpoint import Checkpoint
@@ -36,7 +37,6 @@ from splitvla_shared.nouns import FloatArray
 _LOADED = ("fp32", "bf16", "int8", "nf4")
 _CONVERTED = ("fp8", "int4-fp8")
 _GROUP, _LARGEST = 128, 7  # of 4-bit codes: weights that share a scale, and the largest code
-_FIRST_SEED = 1_000_000  # where training never comes, as in benchmarks.success
 _STEPS = 60  # that an episode may take
 
 
@@ -168,7 +168,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precisions", default=",".join((*_LOADED, *_CONVERTED)), metavar="A,B", help="(all)")
     parser.add_argument("--episodes", type=int, default=1, metavar="N", help="of each task (1)")
     parser.add_argument("--every", type=int, default=3, metavar="N", help="of an episode's frames, each n-th (3)")
-    parser.add_argument("--seed", type=int, default=_FIRST_SEED, help=f"of the first episode ({_FIRST_SEED})")
+    parser.add_argument("--seed", type=int, default=FIRST_SEED, help=f"of the first episode ({FIRST_SEED})")
     return parser
 
 

@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.report import heading, table
+from benchmarks.success import FIRST_SEED
 from splitvla_cloud.engine.answer import Answer
 from splitvla_shared.errors import ConfigError, SplitVLAError
 
 _OPENVLA_DIMS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-_FIRST_SEED = 1_000_000  # where training never comes, as in benchmarks.success
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, help="the policy (the trained one under benchmarks/world)")
     parser.add_argument("--episodes", type=int, default=5, metavar="N", help="of each task (5)")
     parser.add_argument("--steps", type=int, default=60, metavar="N", help="that an episode may take (60)")
-    parser.add_argument("--seed", type=int, default=_FIRST_SEED, help=f"of the first episode ({_FIRST_SEED})")
+    parser.add_argument("--seed", type=int, default=FIRST_SEED, help=f"of the first episode ({FIRST_SEED})")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the log of what was done")
     return parser
 

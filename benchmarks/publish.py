@@ -29,6 +29,7 @@ PICTURES = ("alternatives", "regions", "scale", "soak", "closed-loop")
 # Of the payload ladder's rows only these: the others stay in the run's folder.
 _ONLY_ROWS = {"stages": ("| split, bf16 |", "The other rungs are in the run's folder.")}
 _END = "<!-- /results -->"
+_OUT = re.compile(r" --out [^ `]+")
 _README_TABLE = re.compile(r"(<!-- from RESULTS\.md -->\n)(.*?)(\n\n)", flags=re.DOTALL)
 
 
@@ -81,7 +82,8 @@ def placed(text: str, name: str, table: str) -> str:
 
 
 def shown(name: str, table: str) -> str:
-    """Without the rows that are left out."""
+    """Without the rows that are left out, and without the folder that the run went to: it is nobody else's."""
+    table = _OUT.sub("", table)
     if name not in _ONLY_ROWS:
         return table
     wanted, remark = _ONLY_ROWS[name]

@@ -42,6 +42,12 @@ def test_of_the_stages_only_the_usual_payload_is_shown() -> None:
     assert shown("links", table) == table
 
 
+def test_where_a_run_was_written_to_is_not_shown() -> None:
+    assert shown("links", "Again: `python -m benchmarks.latency --out /home/me/run --full`") == (
+        "Again: `python -m benchmarks.latency --full`"
+    )
+
+
 def test_readme_s_rows_follow_the_results_and_a_lost_one_is_named() -> None:
     readme = "x\n<!-- from RESULTS.md -->\n| a | b | c |\n| --- | --- | --- |\n| 1 | 2 | old |\n\ny\n"
     results = "| a | b | c |\n| --- | --- | --- |\n| 1 | 2 | new |\n"

@@ -21,7 +21,6 @@ from splitvla_edge.episodes import Episode, read_episodes
 from splitvla_edge.record import STEPS_FILE, read_steps
 from splitvla_edge.robots.metaworld.adapter import action_space
 from splitvla_edge.robots.simulator.world import SimulatorSettings, World
-from splitvla_shared.codec import parse_scheme
 from splitvla_shared.errors import ConfigError
 
 # What a benchmark needs and an operator would not want: a hold lasts to the episode's end, so that every episode is
@@ -73,7 +72,7 @@ def run_plain(drive: Drive, task: str, world: World) -> Driven:
         drive.bundle,
         drive.server,
         unnorm_key=how.unnorm_key,
-        scheme=parse_scheme(how.scheme),
+        scheme=how.scheme,
         threads=how.threads,
         encoder=how.encoder,
         connect_timeout_s=_START_S,

@@ -103,11 +103,11 @@ def open_ways(site: Site, via: Callable[[str], str] = lambda address: address) -
     """Every way of this site, the reference's first. via: the address to use for a server's, a link's near end."""
     with contextlib.ExitStack() as stack:
         model = read_edge_model(open_bundle(site.edge_bundle, "edge"), site.unnorm_key)
-        ways = [*_local_ways(site), *_picture_ways(site, model, via)]
-        ways += _split_ways(site, model, via(site.server))
-        for way in ways:
+        ways: list[Way] = []
+        for way in (*_local_ways(site), *_picture_ways(site, model, via)):
             stack.callback(way.close)
-        yield ways
+            ways.append(way)
+        yield [*ways, *_split_ways(site, model, via(site.server), stack)]
 
 
 class LocalWay:
@@ -122,19 +122,16 @@ class LocalWay:
         pass
 
 
-def _split_ways(site: Site, model: EdgeModel, server: str) -> Iterator[Way]:
+def _split_ways(site: Site, model: EdgeModel, server: str, stack: contextlib.ExitStack) -> Iterator[Way]:
     """A policy for each rung, on one encoder: none may have for a draft what another was answered to the same frame."""
     bundle = open_bundle(site.edge_bundle, "edge")
     tables, rungs = read_ladder(bundle, Scheme.F32)
     onnx = OnnxEncoder(bundle, site.threads, variant=site.encoder, provider=site.provider, tables=tables)
     encoder = probed(onnx, bundle, site.encoder)
     for rung in rungs:
-        policy = EdgePolicy(model, encoder, GrpcLink(server, security=site.security), tables=tables, rungs=rungs)
-        try:
-            policy.handshake(_CONNECT_S)
-        except BaseException:
-            policy.close()
-            raise
+        link = GrpcLink(server, security=site.security)
+        policy = stack.enter_context(EdgePolicy(model, encoder, link, tables=tables, rungs=rungs))
+        policy.handshake(_CONNECT_S)
         yield SplitWay(policy, rung)
 
 

@@ -91,7 +91,7 @@ class SplitWay:
         )
 
     def close(self) -> None:
-        self._policy.close()
+        pass  # the policy is its opener's
 
 
 # They carry the encoder's float32 as it is.
