@@ -176,7 +176,7 @@ FAULTS: tuple[Fault, ...] = (
         Expect.HOLD,
     ),
     Fault("connections reset", lambda rig: rig.link.reset(), _nothing, 0.0, Expect.RIDE),
-    Fault("connections half-open", lambda rig: rig.link.half_open(), _nothing, 0.0, Expect.HOLD),
+    Fault("connections half-open", lambda rig: rig.link.half_open(), _nothing, 0.0, Expect.RIDE),
     Fault(
         "bursts of 300 ms, 1 s in 3",
         lambda rig: rig.link.change(bursts=Bursts(3.0, 1.0, 300.0)),
