@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from benchmarks.closed_loop.actors import Blind, Compared, SplitActor, UnsplitActor
+from benchmarks.closed_loop.actors import Blind, Compared, Difference, SplitActor, UnsplitActor
 from benchmarks.closed_loop.evaluation import REAL, Evaluation
 from benchmarks.closed_loop.filmstrip import Shot, shots_of_rollout, shots_of_run, spread, write_film, write_strip
 from benchmarks.closed_loop.frame_account import FrameAccount
@@ -21,6 +21,7 @@ from benchmarks.closed_loop.rollout import Rollout, Step, roll_out
 from benchmarks.closed_loop.runner import run
 from benchmarks.report import wilson
 from benchmarks.success import main
+from splitvla_cloud.verify.unsplit import Answer
 from splitvla_edge.episodes import Episode, Outcome
 from splitvla_edge.record import STEPS_FILE, StepRecord
 from splitvla_edge.robots.metaworld.adapter import open_world
@@ -141,13 +142,26 @@ def test_an_actor_made_blind_is_shown_black_and_told_the_same() -> None:
     assert (actor.seen[0].step, actor.seen[0].instruction) == (2, "lift")
 
 
-def test_answers_that_differ_from_the_reference_are_counted() -> None:
-    one, other = Script([[0.0, 1.0]], tokens=(1, 2)), Script([[0.0, 1.0]], tokens=(1, 3))
-    same, differing = Compared(one, one), Compared(one, other)
-    for actor in (same, differing):
+class Sure:
+    """A reference that gives these tokens, each with a margin of half of its logits' spread of 4."""
+
+    def __init__(self, *tokens: int) -> None:
+        self.tokens = tokens
+
+    def answer(self, observation: Observation) -> Answer:
+        spread = np.full(len(self.tokens), 4.0)
+        return Answer(self.tokens, spread / 2, spread)
+
+
+def test_an_answer_that_differs_from_the_reference_is_counted_and_told_with_the_references_margin() -> None:
+    one = Script([[0.0, 1.0]], tokens=(1, 2))
+    same, differing = Compared(one, Sure(1, 2)), Compared(one, Sure(1, 3))
+    for actor in (same, differing, differing):
         actor.act(Observation(0, (np.zeros((2, 2, 3), np.uint8),), "lift", 1.0))
-    assert (same.steps, same.differing) == (1, 0)
-    assert (differing.steps, differing.differing) == (1, 1)
+    assert (same.steps, same.differences) == (1, [])
+    assert differing.differences == [Difference(0, 1, 2, 3, 0.5), Difference(1, 1, 2, 3, 0.5)]
+    assert differing.note().startswith("Tokens: 2 of 2 steps differ from the unsplit model's (first token")
+    assert "step 1, dimension 1: 2 for 3, 5.0e-01" in differing.note()
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,21 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from splitvla_shared.errors import ConfigError, DeadlineMissed, Unreachable
 from splitvla_shared.nouns import ActionChunk, Observation
 
+if TYPE_CHECKING:  # it brings torch, which only the reference needs
+    from splitvla_cloud.verify.unsplit import Answer
+
 PRECISIONS = ("fp32", "bf16")  # of the unsplit model
 _RETRIES, _PAUSE_S = 10, 0.5
+_SHOWN = 10  # differences in a note
 
 
 class Actor(Protocol):
@@ -73,12 +78,19 @@ class UnsplitActor:
         self._dims = len(self._statistics["action"]["q01"])
 
     def act(self, observation: Observation) -> ActionChunk:
-        from splitvla_cloud.verify.unsplit import actions, prompt_ids, square
+        from splitvla_cloud.verify.unsplit import actions
+
+        tokens = self.answer(observation).tokens
+        return ActionChunk(
+            observation.step, actions(tokens, self._source, self._statistics)[None], "unsplit", tokens=tokens
+        )
+
+    def answer(self, observation: Observation) -> Answer:
+        """Its tokens, and how sure it was of each."""
+        from splitvla_cloud.verify.unsplit import prompt_ids, square
 
         seen = self._encoder.see(square(observation.images[0], self._source.vision))
-        said = self._backbone.answer(prompt_ids(self._source, observation.instruction), seen.patches, self._dims)
-        numbers = actions(said.tokens, self._source, self._statistics)
-        return ActionChunk(observation.step, numbers[None], "unsplit", tokens=said.tokens)
+        return self._backbone.answer(prompt_ids(self._source, observation.instruction), seen.patches, self._dims)
 
 
 class Blind:
@@ -92,18 +104,52 @@ class Blind:
         return self._actor.act(dataclasses.replace(observation, images=black))
 
 
-class Compared:
-    """Acts by `actor`, and asks `reference` the same on every step. Mutable state: how many answers differed."""
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Where an answer first differs from the reference's: its step of the run, the dimension, and both tokens.
 
-    def __init__(self, actor: Actor, reference: Actor) -> None:
+    margin: of the reference's token over its second-best, in standard deviations of its logits there.
+    """
+
+    step: int
+    dimension: int
+    token: int
+    expected: int
+    margin: float
+
+    def __str__(self) -> str:
+        return f"step {self.step}, dimension {self.dimension}: {self.token} for {self.expected}, {self.margin:.1e}"
+
+
+class Reference(Protocol):
+    def answer(self, observation: Observation) -> Answer: ...
+
+
+class Compared:
+    """Acts by `actor`, and asks `reference` the same on every step. Mutable state: the steps, and what differed."""
+
+    def __init__(self, actor: Actor, reference: Reference) -> None:
         self._actor, self._reference = actor, reference
-        self.steps = self.differing = 0
+        self.steps = 0
+        self.differences: list[Difference] = []
 
     def act(self, observation: Observation) -> ActionChunk:
         chunk = self._actor.act(observation)
+        expected = self._reference.answer(observation)
+        pairs = zip(chunk.tokens, expected.tokens, strict=True)
+        first = next((at for at, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
+        if first is not None:
+            margin = float(expected.margins[first] / expected.spread[first])
+            self.differences.append(Difference(self.steps, first, chunk.tokens[first], expected.tokens[first], margin))
         self.steps += 1
-        self.differing += chunk.tokens != self._reference.act(observation).tokens
         return chunk
+
+    def note(self) -> str:
+        said = f"Tokens: {len(self.differences)} of {self.steps} steps differ from the unsplit model's"
+        if not self.differences:
+            return f"{said}."
+        each = "; ".join(map(str, self.differences[:_SHOWN]))
+        return f"{said} (first token that differs, and the unsplit model's margin in standard deviations: {each})."
 
 
 def _choose(statistics: Mapping[str, Any], key: str | None) -> Mapping[str, Any]:

@@ -56,7 +56,7 @@ def in_lockstep(evaluation: Evaluation, tell: Tell) -> Findings:
     finally:
         world.close()
     if isinstance(actor, Compared):
-        found.notes.append(f"Tokens: {actor.differing} of {actor.steps} steps differ from the unsplit model's.")
+        found.notes.append(actor.note())
     found.notes += account.notes()
     return found
 
