@@ -22,10 +22,22 @@ from splitvla_shared.errors import ConfigError
 ROOT = Path(__file__).resolve().parent.parent
 # In the order in which they stand; the first of each row has its place in RESULTS.md from the beginning.
 BLOCKS: tuple[tuple[str, ...], ...] = (
-    ("alternatives", "stages", "links", "control", "traces", "sockets", "scale", "soak", "soak-minutes"),
+    (
+        "alternatives",
+        "stages",
+        "policy",
+        "policy-links",
+        "links",
+        "control",
+        "traces",
+        "sockets",
+        "scale",
+        "soak",
+        "soak-minutes",
+    ),
     ("closed-loop",),
 )
-PICTURES = ("alternatives", "regions", "scale", "soak", "closed-loop")
+PICTURES = ("alternatives", "policy", "regions", "scale", "soak", "closed-loop")
 # Of the payload ladder's rows only these: the others stay in the run's folder.
 _ONLY_ROWS = {"stages": ("| split, bf16 |", "The other rungs are in the run's folder.")}
 _END = "<!-- /results -->"
