@@ -37,7 +37,7 @@ BLOCKS: tuple[tuple[str, ...], ...] = (
     ),
     ("closed-loop",),
 )
-PICTURES = ("alternatives", "policy", "regions", "scale", "soak", "closed-loop")
+PICTURES = ("alternatives", "regions", "scale", "soak", "closed-loop")
 # Of the payload ladder's rows only these: the others stay in the run's folder.
 _ONLY_ROWS = {"stages": ("| split, bf16 |", "The other rungs are in the run's folder.")}
 _END = "<!-- /results -->"

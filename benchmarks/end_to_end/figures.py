@@ -50,7 +50,7 @@ def draw_alternatives(measured: Sequence[Measured], path: Path, model: str) -> N
         axis.barh(names, widths, left=left, color=colour, label=label, height=0.7)
         left += widths
     for index, way in enumerate(measured):
-        size = f", {way.up_bytes / 1000:,.0f} kB" if way.up_bytes else ""
+        size = f", {_kilobytes(way.up_bytes)}" if way.up_bytes else ""
         text = f"  {way.total.p50:.0f} ms (p99 {way.total.p99:.0f}){size}"
         axis.text(left[index], index, text, va="center", fontsize=9)
     axis.invert_yaxis()
@@ -60,6 +60,10 @@ def draw_alternatives(measured: Sequence[Measured], path: Path, model: str) -> N
     figure.suptitle(f"The same frame, every way to an action ({model})", x=0.01, ha="left", fontweight="bold")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _kilobytes(size: int) -> str:
+    return f"{size / 1000:,.0f} kB" if size >= 10_000 else f"{size / 1000:.1f} kB"
 
 
 def draw_regions(panels: Mapping[str, Sequence[Cost]], path: Path) -> None:

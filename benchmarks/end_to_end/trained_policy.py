@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.closed_loop.trained import halves, trained
 from benchmarks.end_to_end.site import Site, start_here
 from benchmarks.frames import CLIP
 from splitvla_edge.robots.metaworld.tasks import TASKS
@@ -29,6 +28,9 @@ def trained_here(threads: int, precision: str) -> Iterator[Site]:
 
     Raises ConfigError in a checkout without the checkpoint, Unreachable when a server does not start.
     """
+    # torch is only where the servers are
+    from benchmarks.closed_loop.trained import halves, trained
+
     checkpoint = trained()
     with halves(checkpoint) as bundles:
         calibrate_halves(bundles, (LEARN,), threads, _RECORDED_HZ)
