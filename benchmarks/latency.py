@@ -30,6 +30,7 @@ from benchmarks.end_to_end.regions import parse_what_if
 from benchmarks.end_to_end.results import Recorded, Section
 from benchmarks.end_to_end.run import ALL, THERE, Request, Run
 from benchmarks.end_to_end.site import Baselines, Site, start_here
+from benchmarks.end_to_end.trained_policy import calibrate_halves
 from benchmarks.frames import CLIP, INSTRUCTION
 from benchmarks.link.synthetic import FOLDER as TRACES
 from benchmarks.processes import ProcessLost
@@ -43,6 +44,7 @@ _SEED = 0
 _UNSTEADY = 1.5  # speeds before and after a run that are so far apart make it worth little
 _SHORTEST_SOAK = 0.2  # minutes: fewer samples give no slope
 _WORSE = 1  # exit code: slower than --compare, or a way that promised the reference's tokens gave others
+_FRAMES_HZ = 5.0  # of what --calibrate learns from, as the robot will send them
 _OWN_MODEL = "a small model with openvla-7b's bytes"
 
 
@@ -72,6 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1, help="of each side's arithmetic (1)")
     here = parser.add_argument_group("here: this machine plays the robot and every server")
     here.add_argument("--checkpoint", type=Path, metavar="DIR", help="an OpenVLA checkpoint (a small one made for it)")
+    here.add_argument(
+        "--calibrate", type=Path, nargs="+", metavar="PATH", help="frames for a codec of the checkpoint (none)"
+    )
     here.add_argument("--precision", default="fp32", help="of every model (fp32)")
     there = parser.add_argument_group("there: this robot against that server")
     there.add_argument("--server", metavar="HOST:PORT")
@@ -117,7 +122,9 @@ def _bench(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     recorded = _write(run.sections, request.out, command, (yardstick_ms + after_ms) / 2)
-    wrong = alternatives.differing(run.measured)
+    wrong = [
+        name for measured in (run.measured, run.of_policy) if measured for name in alternatives.differing(measured)
+    ]
     if wrong:
         print(f"{_PROG}: NOT THE SAME TOKENS as {run.measured[0].name}: {', '.join(wrong)}", file=sys.stderr)
     return _WORSE if _compare(old, recorded) or wrong else 0
@@ -176,6 +183,9 @@ def _site(arguments: argparse.Namespace, watch: Watch) -> Iterator[Site]:
         with watch.phase("split a checkpoint", 20):
             checkpoint = arguments.checkpoint or _own_checkpoint(folder / "checkpoint")
             split(checkpoint, folder / "bundles")
+        if arguments.calibrate:
+            with watch.phase("calibrate", 60):
+                calibrate_halves(folder / "bundles", arguments.calibrate, arguments.threads, _FRAMES_HZ)
         key = arguments.unnorm_key or (None if arguments.checkpoint else "widowx_tiny")
         with contextlib.ExitStack() as stack:
             with watch.phase("start four servers", 20):

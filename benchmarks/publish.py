@@ -22,7 +22,19 @@ from splitvla_shared.errors import ConfigError
 ROOT = Path(__file__).resolve().parent.parent
 # In the order in which they stand; the first of each row has its place in RESULTS.md from the beginning.
 BLOCKS: tuple[tuple[str, ...], ...] = (
-    ("alternatives", "stages", "links", "control", "traces", "sockets", "scale", "soak", "soak-minutes"),
+    (
+        "alternatives",
+        "stages",
+        "policy",
+        "policy-links",
+        "links",
+        "control",
+        "traces",
+        "sockets",
+        "scale",
+        "soak",
+        "soak-minutes",
+    ),
     ("closed-loop",),
 )
 PICTURES = ("alternatives", "regions", "scale", "soak", "closed-loop")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
-from benchmarks.end_to_end.alternatives import Measured
-from benchmarks.end_to_end.link_tables import control_section, grid_section, read_traces
+from benchmarks.end_to_end.alternatives import Measured, worth_choosing
+from benchmarks.end_to_end.link_tables import choice_section, control_section, grid_section, read_traces
 from benchmarks.end_to_end.links import Driving, Link, arrives, drive, latency_ms, wire_ms
 from benchmarks.end_to_end.regions import NO_PICTURES, RATES, Cost, measured_costs, parse_what_if, regions
 from benchmarks.end_to_end.ways import Answered, Family
@@ -103,6 +104,31 @@ def test_where_pictures_stay_on_the_robot_no_picture_wins() -> None:
     costs = measured_costs([way(SENT, Family.JPEG), way(SENT, Family.SPLIT), way(LOCAL, Family.LOCAL)])
     found = regions(costs, NO_PICTURES)
     assert {list(Family)[index] for index in np.unique(found.winner)} <= {Family.SPLIT, Family.LOCAL}
+
+
+TOKENS = (1, 2, 3, 4)
+EXACT = way(dataclasses.replace(SENT, tokens=TOKENS), Family.SPLIT, "split, f32")
+
+
+def lossy(tokens: tuple[int, ...], family: Family, name: str, up_bytes: int = 1000) -> Measured:
+    return way(dataclasses.replace(SENT, tokens=tokens, up_bytes=up_bytes), family, name)
+
+
+def test_a_rung_is_chosen_only_where_it_keeps_as_many_tokens_as_the_jpeg() -> None:
+    jpeg = lossy((1, 2, 3, 0), Family.JPEG, "jpeg")
+    as_good, worse = lossy((0, 2, 3, 4), Family.LOSSY, "a"), lossy((0, 0, 3, 4), Family.LOSSY, "b")
+    assert worth_choosing([EXACT, jpeg, as_good, worse]) == [EXACT, jpeg, as_good]
+
+
+def test_without_a_jpeg_nine_tokens_of_ten_must_be_kept() -> None:
+    same, worse = lossy(TOKENS, Family.LOSSY, "a"), lossy((0, 2, 3, 4), Family.LOSSY, "b")
+    assert worth_choosing([EXACT, same, worse]) == [EXACT, same]
+
+
+def test_each_kind_of_way_is_shown_by_its_fastest_on_each_link() -> None:
+    rungs = [lossy(TOKENS, Family.LOSSY, f"split, {size}", size) for size in (200_000, 2_000)]
+    rows = {row[0]: row[1:] for row in choice_section([EXACT, *rungs], "choice", "A policy").rows}
+    assert rows["10 Mbit/s, 1 ms"] == ("201 (f32)", "**103** (2000)")
 
 
 def test_the_split_wins_what_if_the_robot_encodes_faster_than_the_server() -> None:

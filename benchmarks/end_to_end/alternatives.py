@@ -14,9 +14,10 @@ from splitvla_shared.nouns import Image
 WARM_UP_ROUNDS = 2
 _TRIES, _PAUSE_S = 4, 0.5
 TEXT = """Robot is what the robot's machine computes before it sends and after it receives; server is what the server
-says it took; wire is the rest of the round trip over loopback, protocol included. `same tokens` counts frames whose
-whole answer is the reference's ({reference}); some ways promise that, the others change pixels or round the
-embedding. {verdict}"""
+says it took; wire is the rest of the round trip over loopback, protocol included. `same answers` counts frames whose
+whole answer is the reference's ({reference}), `same tokens` the tokens one by one; some ways promise them, the others
+change pixels or round the embedding. {verdict}"""
+LEAST_KEPT = 0.9  # share of tokens that a lossy way must keep where no JPEG was measured to hold it against
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,12 @@ def _act(way: Way, image: Image, instruction: str, failed: int = 0) -> tuple[Ans
     return _act(way, image, instruction, failed + 1)
 
 
-def section(measured: Sequence[Measured]) -> Section:
-    reference = next(way for way in measured if way.family.exact)
+def section(
+    measured: Sequence[Measured],
+    name: str = "alternatives",
+    title: str = "The same frame, every way to an action, milliseconds over loopback",
+) -> Section:
+    reference = _reference(measured)
     rows, metrics = [], {}
     for way in measured:
         metrics[way.name] = way.total
@@ -90,6 +95,7 @@ def section(measured: Sequence[Measured]) -> Section:
                 *way.total.cells(),
                 *(f"{way.median(part):.1f}" for part in _PARTS.values()),
                 f"{same} of {len(way.answers)}",
+                f"{tokens_kept(way, reference):.0%}",
                 "promised" if way.family.exact else "",
             )
         )
@@ -98,9 +104,12 @@ def section(measured: Sequence[Measured]) -> Section:
     if lost := sum(way.lost for way in measured):
         verdict += f" {lost} calls were lost on the way and made again."
     return Section(
-        name="alternatives",
-        title="The same frame, every way to an action, milliseconds over loopback",
-        header=("way", "what crosses the link", "bytes up", "p50", "p90", "p99", "max", *_PARTS, "same tokens", ""),
+        name=name,
+        title=title,
+        header=(
+            *("way", "what crosses the link", "bytes up", "p50", "p90", "p99", "max", *_PARTS),
+            *("same answers", "same tokens", ""),
+        ),
         rows=tuple(rows),
         n=len(reference.answers),
         metrics=metrics,
@@ -124,5 +133,27 @@ def agreement(way: Measured, reference: Measured) -> int:
 
 def differing(measured: Sequence[Measured]) -> list[str]:
     """Ways that promise the reference's answer and did not give it for every frame."""
-    reference = next(way for way in measured if way.family.exact)
+    reference = _reference(measured)
     return [way.name for way in measured if way.family.exact and agreement(way, reference) < len(way.answers)]
+
+
+def tokens_kept(way: Measured, reference: Measured) -> float:
+    """Share of the reference's tokens that this way gave too."""
+    pairs = [
+        (mine, theirs)
+        for way_s, reference_s in zip(way.answers, reference.answers, strict=True)
+        for mine, theirs in zip(way_s.tokens, reference_s.tokens, strict=True)
+    ]
+    return sum(mine == theirs for mine, theirs in pairs) / len(pairs)
+
+
+def worth_choosing(measured: Sequence[Measured]) -> list[Measured]:
+    """Without rungs that keep fewer tokens than a JPEG does: they are fast, and what they make is another action."""
+    reference = _reference(measured)
+    jpegs = [tokens_kept(way, reference) for way in measured if way.family is Family.JPEG]
+    least = min(jpegs, default=LEAST_KEPT)
+    return [way for way in measured if way.family is not Family.LOSSY or tokens_kept(way, reference) >= least]
+
+
+def _reference(measured: Sequence[Measured]) -> Measured:
+    return next(way for way in measured if way.family.exact)

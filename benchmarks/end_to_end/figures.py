@@ -35,6 +35,7 @@ _PARTS: tuple[tuple[str, str, Callable[[Answered], float]], ...] = (
     ("server computes", "#009E73", lambda answer: answer.server_ms),
 )
 _LEVELS_MS = (20, 50, 100, 200, 300, 400, 600, 1000, 2000, 4000)
+_MOST_RUNGS = 3  # named in a region
 _LEAST_AREA = 0.004  # of a map: a smaller region gets no name
 
 
@@ -49,7 +50,7 @@ def draw_alternatives(measured: Sequence[Measured], path: Path, model: str) -> N
         axis.barh(names, widths, left=left, color=colour, label=label, height=0.7)
         left += widths
     for index, way in enumerate(measured):
-        size = f", {way.up_bytes / 1000:,.0f} kB" if way.up_bytes else ""
+        size = f", {_kilobytes(way.up_bytes)}" if way.up_bytes else ""
         text = f"  {way.total.p50:.0f} ms (p99 {way.total.p99:.0f}){size}"
         axis.text(left[index], index, text, va="center", fontsize=9)
     axis.invert_yaxis()
@@ -59,6 +60,10 @@ def draw_alternatives(measured: Sequence[Measured], path: Path, model: str) -> N
     figure.suptitle(f"The same frame, every way to an action ({model})", x=0.01, ha="left", fontweight="bold")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _kilobytes(size: int) -> str:
+    return f"{size / 1000:,.0f} kB" if size >= 10_000 else f"{size / 1000:.1f} kB"
 
 
 def draw_regions(panels: Mapping[str, Sequence[Cost]], path: Path) -> None:
@@ -98,7 +103,15 @@ def _draw_map(axis: Any, found: Regions) -> None:
         inside = np.argwhere(found.winner == index)
         if len(inside) >= _LEAST_AREA * found.winner.size:
             y, x = inside[np.argmin(np.abs(inside - inside.mean(axis=0)).sum(axis=1))]
-            axis.text(RATES[x], RTTS[y], family.value, ha="center", va="center", fontsize=9, fontweight="bold")
+            text = family.value if family is not Family.LOSSY else f"{family.value}:\n{_rungs(found, index)}"
+            axis.text(RATES[x], RTTS[y], text, ha="center", va="center", fontsize=9, fontweight="bold")
+
+
+def _rungs(found: Regions, family: int) -> str:
+    """Those that win most of a family's region."""
+    numbers, sizes = np.unique(found.way[found.winner == family], return_counts=True)
+    most = numbers[np.argsort(-sizes)][:_MOST_RUNGS]
+    return ", ".join(found.names[number].removeprefix("split, ") for number in most)
 
 
 def draw_scale(fleets: Sequence[Fleet], hz: float, path: Path, model: str) -> None:

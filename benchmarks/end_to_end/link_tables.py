@@ -11,7 +11,7 @@ from benchmarks.end_to_end.alternatives import Measured, measure
 from benchmarks.end_to_end.links import Driven, Driving, Link, drive, grid, latency_ms, wire_ms
 from benchmarks.end_to_end.results import Section, Summary
 from benchmarks.end_to_end.site import Site, open_ways
-from benchmarks.end_to_end.ways import Way
+from benchmarks.end_to_end.ways import Family, Way
 from benchmarks.link import DOWN, UP, LinkProxy
 from benchmarks.link.traces import TraceError, read_rates
 from splitvla_shared.errors import ConfigError
@@ -30,6 +30,8 @@ _GRID_TEXT = """Medians of what was measured over loopback, with the link's time
 payload over rate, and the delay. Left out: TCP's slow start after a pause, which adds round trips to large payloads
 on long links, so that the split looks better here than it is there. The table of sockets holds the model to
 account."""
+_CHOICE_TEXT = """As the table of links is made. A lossy rung takes part where it kept at least as many tokens as the
+JPEG did: a smaller one would be faster still, with another action."""
 _DRIVE_TEXT = """Simulated for {duration:g} s with one call in flight and a frame every {period:.0f} ms: actions a
 second, and the share of {hz:g} Hz ticks with a new action whose frame is at most {age:.0f} ms old. A call is given up
 {deadline:.0f} ms after its frame."""
@@ -58,6 +60,32 @@ def grid_section(measured: Sequence[Measured]) -> Section:
         metrics=metrics,
         text=_GRID_TEXT,
     )
+
+
+def choice_section(measured: Sequence[Measured], name: str, whose: str) -> Section:
+    """The fastest way of each family on each link, p50 latency and name; the lowest in bold."""
+    families = [family for family in Family if any(way.family is family for way in measured)]
+    rows: list[tuple[str, ...]] = []
+    for link in grid():
+        best = [
+            min((latency_ms(way, link), way.name) for way in measured if way.family is family) for family in families
+        ]
+        least = min(best)
+        rows.append((link.name, *(_choice(each, each == least) for each in best)))
+    return Section(
+        name=name,
+        title=f"{whose}: the fastest way of each kind over links, p50 ms; lowest in bold",
+        header=("link: rate, round trip", *(family.value for family in families)),
+        rows=tuple(rows),
+        n=len(measured[0].answers),
+        text=_CHOICE_TEXT,
+    )
+
+
+def _choice(found: tuple[float, str], lowest: bool) -> str:
+    time, name = found
+    short = name.removeprefix("split, ").removeprefix("on the robot, ")
+    return f"**{time:,.0f}** ({short})" if lowest else f"{time:,.0f} ({short})"
 
 
 def control_section(measured: Sequence[Measured], driving: Driving) -> Section:

@@ -30,9 +30,11 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """winner: index into FAMILIES, latency_ms: of the winner; both (len(RTTS), len(RATES))."""
+    """winner: index into FAMILIES, way: into names, latency_ms: of the winner; each (len(RTTS), len(RATES))."""
 
     winner: npt.NDArray[np.int64]
+    way: npt.NDArray[np.int64]
+    names: tuple[str, ...]
     latency_ms: npt.NDArray[np.float64]
 
 
@@ -96,7 +98,7 @@ def regions(costs: Sequence[Cost], allowed: Sequence[Family] = FAMILIES) -> Regi
     times = np.stack([_latency_ms(cost) for cost in chosen])
     best = times.argmin(axis=0)
     families = np.array([FAMILIES.index(cost.family) for cost in chosen])
-    return Regions(families[best], times.min(axis=0))
+    return Regions(families[best], best, tuple(cost.name for cost in chosen), times.min(axis=0))
 
 
 def _latency_ms(cost: Cost) -> npt.NDArray[np.float64]:

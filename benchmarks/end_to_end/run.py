@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -9,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.end_to_end import alternatives, figures, link_tables, scale, soak, stages
-from benchmarks.end_to_end.alternatives import Measured, measure
+from benchmarks.end_to_end import alternatives, figures, link_tables, scale, soak, stages, trained_policy
+from benchmarks.end_to_end.alternatives import Measured, measure, worth_choosing
 from benchmarks.end_to_end.fleet import run_fleet
 from benchmarks.end_to_end.fleet_site import fleet_site
 from benchmarks.end_to_end.links import Driving
@@ -18,15 +19,16 @@ from benchmarks.end_to_end.plan import Plan, Watch
 from benchmarks.end_to_end.regions import Cost, WhatIf, measured_costs
 from benchmarks.end_to_end.results import Section
 from benchmarks.end_to_end.site import Site, open_ways
-from benchmarks.frames import CLIP, INSTRUCTION
+from benchmarks.frames import CLIP, INSTRUCTION, read_frames
 from benchmarks.link.synthetic import FOLDER as TRACES
 from splitvla_edge.robots.replay import open_source
 from splitvla_shared.nouns import Scheme, StageTimes
 
-ALL = ("stages", "alternatives", "links", "scale")
+ALL = ("stages", "alternatives", "policy", "links", "scale")
 # Of a robot and its server: there is a real link between them, and an emulated one would come on top of it.
 THERE = ("stages", "alternatives", "scale")
 _SOAK_ROBOTS = 4
+_PREPARE_POLICY_S, _POLICY_ROUND_S = 25.0, 0.6
 _RAW_BYTES = 3 * 224 * 224
 _JPEG_BYTES = 24_000
 
@@ -56,6 +58,7 @@ class Run:
         self._images = [self._source.read(index) for index in range(self._source.count)]
         self._plan = request.plan
         self.measured: list[Measured] = []
+        self.of_policy: list[Measured] = []
 
     def run(self) -> None:
         """All sections that were asked for."""
@@ -66,6 +69,8 @@ class Run:
             self._stages()
         if "alternatives" in wanted:
             self._alternatives()
+        if "policy" in wanted:
+            self._policy()
         if "links" in wanted:
             self._links(round_s)
         if "scale" in wanted:
@@ -89,6 +94,8 @@ class Run:
     def _expected_s(self, round_s: float) -> float:
         plan, wanted = self._plan, self._request.sections
         seconds = round_s * (plan.frames + alternatives.WARM_UP_ROUNDS) + plan.soak_minutes * 60
+        if "policy" in wanted:
+            seconds += _PREPARE_POLICY_S + _policy_s(plan)
         if "links" in wanted:
             seconds += self._sockets_s(round_s)
         if "scale" in wanted:
@@ -112,6 +119,23 @@ class Run:
         self.sections.append(alternatives.section(self.measured))
         figures.draw_alternatives(self.measured, self._request.out / "alternatives.png", self._request.model)
 
+    def _policy(self) -> None:
+        """The ways of a policy that acts, with its codec: what embeddings of random weights can't show."""
+        request, plan = self._request, self._request.plan
+        images = read_frames(trained_policy.FRAMES)
+        with contextlib.ExitStack() as stack:
+            with self._watch.phase("calibrate a trained policy", _PREPARE_POLICY_S):
+                site = stack.enter_context(trained_policy.trained_here(self._site.threads or 1, self._site.precision))
+                ways = stack.enter_context(open_ways(site))
+            with self._watch.phase("its ways, round by round", _policy_s(plan)) as step:
+                self.of_policy = measure(ways, images, trained_policy.INSTRUCTION, plan.frames, step)
+        title = "A trained policy with a calibrated codec, every way to an action, milliseconds over loopback"
+        self.sections.append(alternatives.section(self.of_policy, "policy", title))
+        self.sections.append(
+            link_tables.choice_section(worth_choosing(self.of_policy), "policy-links", "A trained policy")
+        )
+        figures.draw_alternatives(self.of_policy, request.out / "policy.png", trained_policy.NAME)
+
     def _links(self, round_s: float) -> None:
         request, measured = self._request, self.measured
         self.sections.append(link_tables.grid_section(measured))
@@ -127,9 +151,12 @@ class Run:
         figures.draw_regions(self._panels(), request.out / "regions.png")
 
     def _panels(self) -> Mapping[str, Sequence[Cost]]:
-        panels: dict[str, Sequence[Cost]] = {f"measured ({self._request.model})": measured_costs(self.measured)}
+        measured = worth_choosing(self.measured)
+        panels: dict[str, Sequence[Cost]] = {f"measured ({self._request.model})": measured_costs(measured)}
+        if self.of_policy:
+            panels[f"measured ({trained_policy.NAME})"] = measured_costs(worth_choosing(self.of_policy))
         if (what_if := self._request.what_if) is not None:
-            rungs = {way.name: way.up_bytes for way in self.measured if way.name.startswith("split")}
+            rungs = {way.name: way.up_bytes for way in measured if way.name.startswith("split")}
             panels["what if"] = what_if.costs(rungs, _JPEG_BYTES, _RAW_BYTES)
         return panels
 
@@ -156,6 +183,10 @@ class Run:
             fleet = run_fleet(job, pid, _SOAK_ROBOTS, minutes * 60, folder, step)
         self.sections += soak.soak_sections(fleet, model)
         figures.draw_soak(fleet, self._request.out / "soak.png")
+
+
+def _policy_s(plan: Plan) -> float:
+    return (plan.frames + alternatives.WARM_UP_ROUNDS) * _POLICY_ROUND_S
 
 
 def _stage_times(measured: Sequence[Measured]) -> dict[str, list[StageTimes]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,15 @@ from splitvla_shared.nouns import Image, Scheme
 
 _LOAD_S = 600.0  # a 7B checkpoint from a slow disk
 _CONNECT_S = 20.0
+
+
+# What is started behind the fields of Baselines.
+_SERVES: Mapping[str, tuple[str, ...]] = {
+    "rest": ("rest",),
+    "websocket": ("websocket",),
+    "websocket_split_engine": ("websocket", "--engine", "split"),
+}
+BASELINES = tuple(_SERVES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +65,18 @@ class Site:
 
 @contextlib.contextmanager
 def start_here(
-    checkpoint: Path, bundles: Path, *, unnorm_key: str | None, threads: int, precision: str, whole: bool
+    checkpoint: Path,
+    bundles: Path,
+    *,
+    unnorm_key: str | None,
+    threads: int,
+    precision: str,
+    whole: bool,
+    baselines: Sequence[str] = BASELINES,
 ) -> Iterator[Site]:
-    """Four servers on loopback, each with the whole model or its half. Raises Unreachable when one does not start.
+    """Servers on loopback, each with the whole model or its half. Raises Unreachable when one does not start.
 
-    whole: the model on the robot's machine is a way too.
+    whole: the model on the robot's machine is a way too. baselines: which of BASELINES are started.
     """
     key = ("--unnorm-key", unnorm_key) if unnorm_key else ()
     options = ("--checkpoint", str(checkpoint), "--bundles", str(bundles), *key)
@@ -70,12 +86,9 @@ def start_here(
     with contextlib.ExitStack() as stack:
         processes["split"] = ServerProcess(bundles / "cloud", "--threads", str(threads), precision=precision)
         stack.enter_context(processes["split"])
-        for name, arguments in (
-            ("rest", ("rest", *options)),
-            ("websocket", ("websocket", *options)),
-            ("websocket_split_engine", ("websocket", *options, "--engine", "split")),
-        ):
-            processes[name] = stack.enter_context(ModuleProcess(serve, *arguments))
+        for name in baselines:
+            kind, *engine = _SERVES[name]
+            processes[name] = stack.enter_context(ModuleProcess(serve, kind, *options, *engine))
         addresses = {name: _ready(process) for name, process in processes.items()}
         yield Site(
             edge_bundle=bundles / "edge",

@@ -1,0 +1,58 @@
+"""The trained policy of the simulated world, with a codec that was calibrated for it: the ways of a model that acts.
+
+The frames are recordings of that world (data/README.md): one episode of each task to learn from, another to measure on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.end_to_end.site import Site, start_here
+from benchmarks.frames import CLIP
+from splitvla_edge.robots.metaworld.tasks import TASKS
+
+NAME = "the trained policy of the simulated world"
+LEARN, FRAMES = CLIP.parent / "world" / "learn", CLIP.parent / "world" / "drawer-open.mp4"
+INSTRUCTION = TASKS["drawer-open"].instruction
+_RECORDED_HZ = 20.0
+# The websocket with PyTorch behind it shows nothing here that the larger model does not.
+_BASELINES = ("rest", "websocket_split_engine")
+
+
+@contextlib.contextmanager
+def trained_here(threads: int, precision: str) -> Iterator[Site]:
+    """Split, calibrated and served on loopback, beside baselines that hold it whole.
+
+    Raises ConfigError in a checkout without the checkpoint, Unreachable when a server does not start.
+    """
+    # torch is only where the servers are
+    from benchmarks.closed_loop.trained import halves, trained
+
+    checkpoint = trained()
+    with halves(checkpoint) as bundles:
+        calibrate_halves(bundles, (LEARN,), threads, _RECORDED_HZ)
+        with start_here(
+            checkpoint,
+            bundles,
+            unnorm_key=None,
+            threads=threads,
+            precision=precision,
+            whole=True,
+            baselines=_BASELINES,
+        ) as site:
+            yield site
+
+
+def calibrate_halves(bundles: Path, frames: Sequence[Path], threads: int, hz: float) -> None:
+    """What `splitvla-edge calibrate` and then `splitvla-cloud adopt-codec` do. Raises what they raise."""
+    from splitvla_edge.calibrate.command import CalibrateRequest, calibrate
+    from splitvla_shared.codec.installed import Parcel, install
+
+    with tempfile.TemporaryDirectory() as folder:
+        parcel = Path(folder) / "codec.parcel"
+        request = CalibrateRequest(bundles / "edge", tuple(frames), parcel=parcel, threads=threads, hz=hz)
+        calibrate(request, lambda stage, done, total: None)
+        install(bundles / "cloud", Parcel.read(parcel))
