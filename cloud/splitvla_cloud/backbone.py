@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from splitvla_cloud.engine.fp8 import convert_to_fp8
+from splitvla_cloud.engine.host_memory import keep_freed_memory
 from splitvla_cloud.engine.interface import Frame, Outcome, Tokens
 from splitvla_cloud.engine.llama import Llama
 from splitvla_cloud.engine.runner import CudaGraph
@@ -58,6 +59,8 @@ class Backbone:
         capacity: int = 1,
         tokens: int | None = None,
     ) -> None:
+        if device == "cpu":
+            keep_freed_memory()
         self._model = model
         self._allowed = range(self.vocab_size) if allowed is None else allowed
         self.precision = precision
