@@ -1,4 +1,4 @@
-"""The agreement of precisions: its arithmetic, the emulated 4-bit layer, and the loading of each precision."""
+"""The agreement of precisions: its arithmetic, and the loading of each precision."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
-from benchmarks.agreement import Agreement, Int4Emulation, Shown, answers, compare, load, main, report
+from benchmarks.agreement import Agreement, Shown, answers, compare, load, main, report
+from splitvla_cloud.precision import Precision
 from splitvla_shared.bundle import open_bundle
 
 
@@ -18,7 +17,7 @@ def test_ids_are_counted_as_equal_one_bin_off_or_further() -> None:
 
 
 def test_the_table_holds_each_precision_against_fp32_and_bf16() -> None:
-    said: dict[str, list[tuple[int, ...]]] = {
+    said: dict[Precision, list[tuple[int, ...]]] = {
         "fp32": [(5, 6), (7, 8)],
         "bf16": [(5, 6), (7, 9)],
         "nf4": [(5, 8), (7, 9)],
@@ -29,22 +28,8 @@ def test_the_table_holds_each_precision_against_fp32_and_bf16() -> None:
     assert "| nf4 | - | - | - | - | - | - | - | - |" in alone
 
 
-def test_the_emulated_layer_is_off_by_half_a_step_of_its_weights() -> None:
-    torch.manual_seed(0)
-    layer = nn.Linear(256, 32)
-    steps = layer.weight.detach().view(32, 2, 128).abs().amax(dim=-1, keepdim=True) / 7
-    emulated = Int4Emulation(layer)
-    away = (emulated._weight - layer.weight.detach()).abs().view(32, 2, 128)
-    assert (away <= steps / 2 * 1.0001).all()
-    assert set((emulated._weight.view(32, 2, 128) / steps).round().flatten().tolist()) == set(range(-7, 8))
-    rows = torch.randn(3, 5, 256)
-    assert emulated(rows).shape == (3, 5, 32)
-    alike = nn.functional.cosine_similarity(emulated(rows), layer(rows), dim=-1)
-    assert alike.min() > 0.97
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp8", "int4-fp8"])
-def test_every_precision_answers_in_full(tiny_bundles: Path, precision: str) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp8", "int4"])
+def test_every_precision_answers_in_full(tiny_bundles: Path, precision: Precision) -> None:
     backbone = load(open_bundle(tiny_bundles / "cloud", "cloud"), precision)
     patches = np.random.default_rng(0).standard_normal((8, 128), dtype=np.float32)
     (answer,) = answers(backbone, [Shown((1, 5, 6), patches)], 7)

@@ -113,14 +113,16 @@ def test_rounds_are_interleaved_and_warm_ups_are_not_counted() -> None:
     assert len(found[conditions[1]][1]) == 2
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8", "nf4", "fp8"])
+@pytest.mark.parametrize("precision", ["bf16", "int8", "nf4", "fp8", "int4"])
 def test_random_models_weigh_what_the_roofline_says_and_answer(
     precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "check_device", lambda precision, device: None)  # torch has fp8 on a CPU too
+    monkeypatch.setattr(models, "check_device", lambda precision, device: None)  # torch has their product on a CPU too
     model = random_llama(SMALL, precision, "cpu", seed=0)
     weights = 3 * (4 * 64**2 + 3 * 64 * 128)
-    stored = sum(each.nbytes for each in model.model.layers.parameters() if each.ndim > 1)
+    layers = model.model.layers
+    scales = [each for name, each in layers.named_buffers() if name.endswith("group_scales")]
+    stored = sum(each.nbytes for each in [*layers.parameters(), *scales] if each.ndim > 1)
     assert stored / weights == pytest.approx(WEIGHT_BYTES[precision], rel=0.04)
     random = np.random.default_rng(0)
     cases = make_cases(model, 1024, patches=8, count=2, random=random)

@@ -139,7 +139,8 @@ def test_a_pass_that_runs_out_of_memory_is_tried_frame_by_frame(
     run = backbone.engine._runner.run
 
     def scarce(rectangles: list[object]) -> object:
-        if sum(rectangle.shape.batch for rectangle in rectangles) > 1:  # type: ignore[attr-defined]
+        slots = [slot for rectangle in rectangles for slot in rectangle.slots]  # type: ignore[attr-defined]
+        if sum(slot < backbone.capacity for slot in slots) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return run(rectangles)  # type: ignore[arg-type]
 
@@ -148,6 +149,22 @@ def test_a_pass_that_runs_out_of_memory_is_tried_frame_by_frame(
     for frame, result in served(backbone, list(frames)).items():
         assert isinstance(result, Tokens)
         assert result.ids == frames[frame].tokens
+
+
+def test_a_frame_that_decodes_behind_free_places_says_the_same(backbone: Backbone, cases: list[Case]) -> None:
+    """Decoding computes a line for every place up to the highest one in use; here all but that one are idle."""
+    frames = [case.frame() for case in cases[: backbone.capacity]]
+    for frame in frames:
+        backbone.admit(frame)
+    backbone.step()
+    for frame in frames[:-1]:
+        backbone.cancel(frame)
+    ended: list[Outcome] = []
+    while not ended:
+        ended = backbone.step()
+    (result,) = [outcome.result for outcome in ended]
+    assert isinstance(result, Tokens)
+    assert result.ids == cases[backbone.capacity - 1].tokens
 
 
 def test_a_cancelled_frames_place_is_free_at_once(backbone: Backbone, cases: list[Case]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from splitvla_cloud.backbone import Backbone, load_model
-from splitvla_cloud.engine.fp8 import Fp8Linear, convert_to_fp8, emulate, quantise
+from splitvla_cloud.engine.fp8 import Fp8Linear, convert, emulate, quantise
 from splitvla_cloud.golden import INSTRUCTION, check_backbone
 from splitvla_cloud.precision import check_device, check_shapes
 from splitvla_cloud.prompt import Prompt
@@ -71,7 +71,7 @@ def test_a_converted_backbone_answers_its_probe_in_less_memory(tiny_bundles: Pat
     bundle = open_bundle(tiny_bundles / "cloud", "cloud")
     model, _ = load_model(bundle, "bf16", "cpu")
     before, parameters = model.get_memory_footprint(), model.num_parameters()
-    convert_to_fp8(model)
+    convert(model, Fp8Linear)
     backbone = Backbone(model, "fp8", "cpu")
     check_backbone(backbone, Prompt.load(bundle.path, bundle.spec).ids(INSTRUCTION), bundle.spec, bundle.path)
     backbone.warm_up(bundle.spec.patches, 7)
@@ -95,5 +95,5 @@ def test_an_older_gpu_is_told_what_fp8_needs(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_fp8_refuses_layers_that_its_kernel_can_not_take() -> None:
     check_shapes("fp8", "cuda:0", {"q_proj": (64, 32)})
-    with pytest.raises(ConfigError, match=r"multiples of 16, q_proj is 60 -> 32"):
+    with pytest.raises(ConfigError, match=r"fp8 takes layers of 16n -> 16m features, q_proj is 60 -> 32"):
         check_shapes("fp8", "cuda:0", {"q_proj": (60, 32)})

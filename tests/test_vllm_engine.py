@@ -204,7 +204,7 @@ def test_a_machine_without_vllm_is_told_what_to_install(tmp_path: Path, monkeypa
         VllmBackbone.load(fake_bundle(tmp_path), "fp32", "cpu")
 
 
-@pytest.mark.parametrize("precision", ["int8", "nf4", "fp8"])
+@pytest.mark.parametrize("precision", ["int8", "nf4", "fp8", "int4"])
 def test_a_precision_that_vllm_is_not_asked_for_is_refused(tmp_path: Path, precision: Precision) -> None:
     with pytest.raises(ConfigError, match=f"precision {precision} is not offered with engine vllm; use fp32 or bf16"):
         VllmBackbone.load(fake_bundle(tmp_path), precision, "cpu")

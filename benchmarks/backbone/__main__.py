@@ -26,7 +26,7 @@ from benchmarks.report import heading, table
 from splitvla_cloud.precision import parse_precisions, select_device
 from splitvla_shared.errors import ConfigError, SplitVLAError
 
-_USUAL = {"cpu": "fp32", "cuda": "fp32,bf16,int8,nf4,fp8"}
+_USUAL = {"cpu": "fp32", "cuda": "fp32,bf16,int8,nf4,fp8,int4"}
 _LEGEND = (
     "Times are p50 / p90 / p99; answer is from admission to the last id. draft: share of its ids that are right. "
     "passes: forward passes until an answer is whole. least: what the weights' bytes and products take at the rates "

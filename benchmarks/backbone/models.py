@@ -12,7 +12,7 @@ from benchmarks.checkpoint.language import llama_config
 from benchmarks.checkpoint.sizes import PRESETS as CHECKPOINTS
 from benchmarks.checkpoint.sizes import Sizes
 from benchmarks.checkpoint.weights import LOUDNESS, plan
-from splitvla_cloud.engine.fp8 import convert_to_fp8
+from splitvla_cloud.engine.fp8 import convert
 from splitvla_cloud.precision import NUMERICS, Precision, check_device, keep_libraries_offline_and_quiet
 from splitvla_shared.errors import ConfigError
 
@@ -21,8 +21,9 @@ PRESETS: dict[str, Sizes] = {
     "2-layer-7b": dataclasses.replace(CHECKPOINTS["7b"], llm_layers=2),
     "7b": CHECKPOINTS["7b"],
 }
-# Bytes a weight of a layer takes; nf4 has a float32 scale, itself quantised to about a byte, for 64 weights.
-WEIGHT_BYTES: dict[str, float] = {"fp32": 4, "bf16": 2, "int8": 1, "nf4": 0.5 + 1 / 64, "fp8": 1}
+# Bytes a weight of a layer takes; nf4 has a float32 scale, itself quantised to about a byte, for 64 weights, int4
+# a bfloat16 one.
+WEIGHT_BYTES: dict[str, float] = {"fp32": 4, "bf16": 2, "int8": 1, "nf4": 0.5 + 1 / 64, "fp8": 1, "int4": 0.5 + 2 / 64}
 _ROOT = "language_model."
 
 
@@ -40,8 +41,8 @@ def random_llama(sizes: Sizes, precision: Precision, device: str, seed: int) -> 
         _draw(model, sizes, torch.Generator(device).manual_seed(seed))
         if NUMERICS[precision].quantization is not None:
             _quantise(model.model.layers, precision, device)
-        if NUMERICS[precision].fp8:
-            convert_to_fp8(model)
+        if (kind := NUMERICS[precision].convert) is not None:
+            convert(model, kind)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"{sizes.llm_layers} layers in {precision} do not fit {device}; take another preset"

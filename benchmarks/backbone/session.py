@@ -22,8 +22,8 @@ from splitvla_shared.errors import ConfigError
 
 _TEXT = 128  # room for a prompt as long as the graphs that `warm_up` captures
 _CPU_WARM_UPS, _CUDA_WARM_UPS = 1, 3  # a compiled generate() is warm behind its third call
-# Products of LLM.int8 and fp8 run at rates of their own, which `roofline.measure` does not measure.
-_NO_ROOFLINE = ("int8", "fp8")
+# Products in 8 bits run at rates of their own, which `roofline.measure` does not measure.
+_NO_ROOFLINE = ("int8", "fp8", "int4")
 
 Tell = Callable[[str], None]
 
@@ -108,7 +108,7 @@ def _contenders(
     undrafted = ours(backbone, None, vocabulary, random)
     found = {Condition(precision, EAGER): library(model, plan.device, None)}
     # What transformers would compile on CUDA must be plain layers.
-    if NUMERICS[precision].quantization is None and not NUMERICS[precision].fp8:
+    if NUMERICS[precision].quantization is None and NUMERICS[precision].convert is None:
         found[Condition(precision, STATIC)] = library(model, plan.device, "static")
     found[Condition(precision, OURS)] = undrafted
     for percent in (0, 50, 90, 100):

@@ -15,7 +15,7 @@ from splitvla_shared.config import describe_config, load_config
 from splitvla_shared.encoders import parse_encoders
 from splitvla_shared.image_pipelines import parse_image_pipeline
 
-PRECISIONS = ("fp32", "bf16", "int8", "nf4", "fp8")
+PRECISIONS = ("fp32", "bf16", "int8", "nf4", "fp8", "int4")
 # Options of `serve` that are settings of the same name.
 _SERVE_OPTIONS = (
     *("bundle", "precision", "engine", "decode", "max_batch", "listen", "device", "threads"),

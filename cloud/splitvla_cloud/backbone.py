@@ -11,7 +11,9 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
-from splitvla_cloud.engine.fp8 import convert_to_fp8
+from splitvla_cloud.engine.fp8 import convert
+from splitvla_cloud.engine.host_memory import keep_freed_memory
+from splitvla_cloud.engine.int4 import Int4Linear
 from splitvla_cloud.engine.interface import Frame, Outcome, Tokens
 from splitvla_cloud.engine.llama import Llama
 from splitvla_cloud.engine.runner import CudaGraph
@@ -58,6 +60,8 @@ class Backbone:
         capacity: int = 1,
         tokens: int | None = None,
     ) -> None:
+        if device == "cpu":
+            keep_freed_memory()
         self._model = model
         self._allowed = range(self.vocab_size) if allowed is None else allowed
         self.precision = precision
@@ -108,7 +112,8 @@ class Backbone:
 
     @property
     def parameters(self) -> int:
-        return int(self._model.num_parameters())
+        packed = (each for each in self._model.modules() if isinstance(each, Int4Linear))
+        return int(self._model.num_parameters()) + sum(each.weight.numel() for each in packed)  # two a byte
 
     @property
     def memory_bytes(self) -> int:
@@ -182,7 +187,7 @@ def load_model(bundle: Bundle, precision: Precision, device: str) -> tuple[Any, 
     check_device(precision, device)
     keep_libraries_offline_and_quiet()
     config = read_config(bundle)
-    check_shapes(precision, device, _linears(config))
+    check_shapes(precision, device, linears(config))
     return _read_model(bundle, precision, device), device
 
 
@@ -243,12 +248,12 @@ def _read_model(bundle: Bundle, precision: Precision, device: str) -> Any:
         if found := info.get(fault):
             names = ", ".join(sorted(str(name) for name in found)[:3])
             raise BundleError(f"{bundle.path}: {fault.replace('_', ' ')} in the weights: {names}; split again")
-    if NUMERICS[precision].fp8:
-        convert_to_fp8(model)
+    if (kind := NUMERICS[precision].convert) is not None:
+        convert(model, kind)
     return model.eval()
 
 
-def _linears(config: Any) -> dict[str, tuple[int, int]]:
+def linears(config: Any) -> dict[str, tuple[int, int]]:
     """(in_features, out_features) of the kinds of linear layer that are quantised."""
     hidden, mlp = config.hidden_size, config.intermediate_size
     queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim

@@ -26,7 +26,7 @@ INSTRUCTION = "put the red block into the white bowl"
 # in bf16, 0.997 to 0.91 in int8, 0.87 to 0.41 in nf4; six of 2 to 8 layers gave 0.97 to 0.79 in fp8, computed on a CPU.
 # A model that was split right must never be refused, so a reduced precision is held only against gross faults; damage
 # on disk is found by SHA-256 before.
-FLOORS: Mapping[Precision, float] = {"fp32": 0.999, "bf16": 0.8, "int8": 0.5, "nf4": 0.25, "fp8": 0.4}
+FLOORS: Mapping[Precision, float] = {"fp32": 0.999, "bf16": 0.8, "int8": 0.5, "nf4": 0.25, "fp8": 0.4, "int4": 0.25}
 _SAMPLED = 128  # of the action ids, and as many of the others
 
 

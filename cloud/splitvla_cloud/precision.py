@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
-from splitvla_cloud.engine.fp8 import FP8_CAPABILITY, FP8_FEATURES
+from splitvla_cloud.engine.fp8 import FP8_CAPABILITY, FP8_FEATURES, Fp8Linear
+from splitvla_cloud.engine.int4 import GROUP, Int4Linear
 from splitvla_shared.errors import ConfigError
 
-Precision = Literal["fp32", "bf16", "int8", "nf4", "fp8"]
+Precision = Literal["fp32", "bf16", "int8", "nf4", "fp8", "int4"]
 Quantised = Literal["int8", "nf4"]
 
 # Shapes that the CPU kernel of bitsandbytes repacks NF4 weights into; others raise deep inside the first forward.
@@ -26,13 +28,15 @@ class Numerics:
     """dtype: of everything that is not quantised, and of the computation. quantization: BitsAndBytesConfig's fields.
 
     graphs: its kernels never wait for the device, so that a CUDA graph can hold them.
-    fp8: the blocks' linear layers are converted once the model is loaded.
+    convert: what stands for a plain linear layer of the blocks once the model is loaded; multiplied in 8-bit floats.
+    inputs: a layer's inputs are a multiple of it where they are converted.
     """
 
     dtype: torch.dtype
     quantization: Mapping[str, Any] | None = None
     graphs: bool = False
-    fp8: bool = False
+    convert: Callable[[nn.Linear], nn.Module] | None = None
+    inputs: int = FP8_FEATURES
 
 
 NUMERICS: dict[Precision, Numerics] = {
@@ -43,7 +47,8 @@ NUMERICS: dict[Precision, Numerics] = {
         torch.bfloat16,
         {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
     ),
-    "fp8": Numerics(torch.bfloat16, graphs=True, fp8=True),
+    "fp8": Numerics(torch.bfloat16, graphs=True, convert=Fp8Linear),
+    "int4": Numerics(torch.bfloat16, graphs=True, convert=Int4Linear, inputs=GROUP),
 }
 
 
@@ -81,29 +86,30 @@ def select_device(device: str) -> str:
 
 
 def check_device(precision: Precision, device: str) -> None:
-    """device: as `select_device` gives it. Raises ConfigError where fp8 has no tensor cores to run on."""
-    if not NUMERICS[precision].fp8:
+    """device: as `select_device` gives it. Raises ConfigError where 8-bit products have no tensor cores to run on."""
+    if NUMERICS[precision].convert is None:
         return
     if device == "cpu":
         raise ConfigError(
-            "precision fp8 needs a CUDA GPU of compute capability 8.9 or later (Ada, Hopper), the device is cpu; "
-            "use precision int8, nf4 or bf16"
+            f"precision {precision} needs a CUDA GPU of compute capability 8.9 or later (Ada, Hopper), "
+            "the device is cpu; use precision int8, nf4 or bf16"
         )
     if (capability := torch.cuda.get_device_capability(device)) < FP8_CAPABILITY:
         raise ConfigError(
-            f"precision fp8 needs compute capability 8.9 or later (Ada, Hopper), {torch.cuda.get_device_name(device)} "
-            f"has {capability[0]}.{capability[1]}; use precision int8, nf4 or bf16"
+            f"precision {precision} needs compute capability 8.9 or later (Ada, Hopper), "
+            f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}; use precision int8, nf4 or bf16"
         )
 
 
 def check_shapes(precision: Precision, device: str, linears: Mapping[str, tuple[int, int]]) -> None:
-    """linears: (in_features, out_features) by name. Raises ConfigError where fp8, or NF4 on the CPU, can't take one."""
-    if NUMERICS[precision].fp8:
-        for name, sides in linears.items():
-            if any(side % FP8_FEATURES for side in sides):
+    """linears: (in_features, out_features) by name. Raises ConfigError where a precision can't take one."""
+    numerics = NUMERICS[precision]
+    if numerics.convert is not None:
+        for name, (fan_in, fan_out) in linears.items():
+            if fan_in % numerics.inputs or fan_out % FP8_FEATURES:
                 raise ConfigError(
-                    f"precision fp8 takes layers whose sides are multiples of {FP8_FEATURES}, {name} is "
-                    f"{sides[0]} -> {sides[1]}; use precision int8, nf4 or bf16"
+                    f"precision {precision} takes layers of {numerics.inputs}n -> {FP8_FEATURES}m features, "
+                    f"{name} is {fan_in} -> {fan_out}; use precision int8, nf4 or bf16"
                 )
     if precision != "nf4" or device != "cpu":
         return

@@ -37,7 +37,7 @@ class ServerSettings:
     """
 
     bundle: Path | None = None
-    precision: Literal["auto", "fp32", "bf16", "int8", "nf4", "fp8"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "int8", "nf4", "fp8", "int4"] = "auto"
     engine: Literal["torch", "vllm"] = "torch"
     decode: Literal["greedy", "action-only"] = "greedy"
     listen: str = "127.0.0.1:50051"

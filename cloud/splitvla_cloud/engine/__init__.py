@@ -5,6 +5,8 @@ answer.py        one answer as it grows: what to feed next, what to keep of a dr
 llama.py         Llama's forward pass over rectangles of rows, on the weights that transformers loaded
 linear.py        projections: fused where that is exact, as they are where they are quantised
 fp8.py           linear layers in 8-bit floats, activations too
+int4.py          the same with weights that lie in memory in 4 bits
+host_memory.py   what a pass on the CPU frees stays with the process
 kv_cache.py      keys and values of every robot, allocated once
 runner.py        runs a pass: directly, or as a captured CUDA graph where the shape has one
 torch_engine.py  our engine: slots, passes, faults

@@ -7,6 +7,7 @@ arithmetic what it computes, and the tests hold the two against each other on th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,22 +52,34 @@ class Fp8Linear(nn.Module):
         self._dtype = layer.weight.dtype
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        codes, scales = quantise(rows.view(-1, rows.shape[-1]))
-        # The weight's transpose is a view: the kernel asks for its second matrix by columns.
-        result = torch._scaled_mm(codes, self.weight.T, scale_a=scales, scale_b=self.scales, out_dtype=self._dtype)
-        if self.bias is not None:
-            result += self.bias
-        return result.view(*rows.shape[:-1], -1)
+        return scaled_product(rows, self.weight, self.scales, self.bias, self._dtype)
 
 
-def convert_to_fp8(model: Any) -> None:
+def scaled_product(
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scales: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Rows (..., in), quantised here, times a weight of codes (out, in) with scales (1, out): (..., out) in dtype."""
+    codes, scales = quantise(rows.view(-1, rows.shape[-1]))
+    # The weight's transpose is a view: the kernel asks for its second matrix by columns.
+    result = torch._scaled_mm(codes, weight.T, scale_a=scales, scale_b=weight_scales, out_dtype=dtype)
+    if bias is not None:
+        result += bias
+    return result.view(*rows.shape[:-1], -1)
+
+
+def convert(model: Any, kind: Callable[[nn.Linear], nn.Module]) -> None:
     """Replace the linear layers of a LlamaForCausalLM's transformer blocks in place, one by one, where they lie.
 
-    Embeddings and the head keep their dtype: the head's few rows cost nothing, and it decides.
+    kind: Fp8Linear or Int4Linear. Embeddings and the head keep their dtype: the head's few rows cost nothing, and it
+    decides.
     """
     with torch.no_grad():
         for block in model.model.layers:
             for owner in (block.self_attn, block.mlp):
                 for name, layer in list(owner.named_children()):
                     if type(layer) is nn.Linear:
-                        setattr(owner, name, Fp8Linear(layer))
+                        setattr(owner, name, kind(layer))

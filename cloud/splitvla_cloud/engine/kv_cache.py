@@ -3,7 +3,8 @@
 Rules of this file: a key's place in its slot is its position in the sequence, so that "not later than the row" is the
 whole attention mask; what a wrong draft or padding left behind is overwritten before a row may see it. A slot has one
 more place than a sequence may have, for padding that would fall behind its end. The cache holds finite numbers only: a
-masked key still takes part in a product with zero.
+masked key still takes part in a product with zero. Writing goes anywhere; reading takes whole slots from the first one
+on, as a view, because a copy of all keys and values a layer would cost more than the pass that needs them.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ class KVCache:
         self._keys[layer].index_copy_(0, places, keys)
         self._values[layer].index_copy_(0, places, values)
 
-    def read(self, layer: int, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values (n, heads, head_dim) of n places."""
-        return self._keys[layer].index_select(0, places), self._values[layer].index_select(0, places)
+    def read(self, layer: int, slots: int, span: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the first positions of the first slots, views (slots, heads, span, head_dim)."""
+        shape = (self.slots, self._stride, *self._keys.shape[2:])
+        keys, values = (kept[layer].view(shape)[:slots, :span] for kept in (self._keys, self._values))
+        return keys.transpose(1, 2), values.transpose(1, 2)
 
     def clear(self, slot: int) -> None:
         """After a fault: numbers that are not finite must not stay."""

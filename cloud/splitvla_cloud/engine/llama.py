@@ -28,7 +28,8 @@ class Shape:
     """A rectangle of `batch` sequences times `length` rows of a pass; shorter sequences are padded on the right.
 
     asked: rows a sequence whose prediction is wanted. span: positions of the cache that a row may see, counted from 0;
-    0 where the sequences begin with these rows (a prefill), which then need no cache to read.
+    0 where the sequences begin with these rows (a prefill), which then need no cache to read. Where it is not 0,
+    sequence i reads slot i, wherever it writes.
     """
 
     batch: int
@@ -57,7 +58,6 @@ class _Placed:
 
     shape: Shape
     places: torch.Tensor
-    keys: torch.Tensor | None
     mask: torch.Tensor | None
     asked: torch.Tensor
     asked_mask: torch.Tensor
@@ -214,15 +214,15 @@ class Llama:
             width = shape.asked if asked_only else shape.length
             mask = part.asked_mask if asked_only else part.mask
             q = queries[query_at : query_at + shape.batch * width]
-            if part.keys is None:
-                here = slice(row_at, row_at + shape.batch * shape.length)
-                k, v = keys[here], values[here]
+            if shape.span:
+                k, v = cache.read(layer, shape.batch, shape.span)
             else:
-                k, v = cache.read(layer, part.keys)
+                here = slice(row_at, row_at + shape.batch * shape.length)
+                k, v = _by_head(keys[here], shape.batch), _by_head(values[here], shape.batch)
             attended = functional.scaled_dot_product_attention(
                 _by_head(q, shape.batch),
-                _by_head(k, shape.batch),
-                _by_head(v, shape.batch),
+                k,
+                v,
                 attn_mask=mask,
                 is_causal=mask is None,
                 scale=self._scale,
@@ -247,7 +247,6 @@ class Llama:
         return _Placed(
             shape,
             cache.places(group.slots, positions),
-            cache.places(group.slots, seen[None]) if shape.span else None,
             mask,
             (sequences + asked).flatten(),
             asked_mask,

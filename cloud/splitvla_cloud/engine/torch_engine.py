@@ -7,6 +7,7 @@ pass of several fails, each is tried alone.
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,17 @@ class _Sequence:
     prefilled: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A sequence's line of a rectangle, or an idle one that only fills it up."""
+
+    slot: int
+    start: int = 0
+    first: int = 0
+    ids: Sequence[int] = ()
+    patches: FloatArray | None = None
+
+
 class TorchEngine:
     """Serves `capacity` frames at once, each of up to `tokens` prompt, patch and answer tokens.
 
@@ -53,6 +65,7 @@ class TorchEngine:
         # One slot more than robots: a captured graph of a larger batch puts its idle sequences there.
         self._cache = llama.new_cache(capacity + 1, tokens)
         self._runner = Runner(llama, self._cache, (capacity + 1) * (tokens + 1), allowed)
+        # A heap: the lowest places are taken first, because decoding computes all up to the highest one in use.
         self._free = list(range(capacity))
         self._sequences: list[_Sequence] = []
 
@@ -65,7 +78,7 @@ class TorchEngine:
         check_frame(frame, hidden=self._llama.hidden, tokens=self._tokens, free=len(self._free), capacity=self.capacity)
         prompt = [frame.prompt_ids[0], *[0] * len(frame.patches), *frame.prompt_ids[1:]]
         answer = Answer(frame.dims, frame.draft, self._eos if eos is None else eos)
-        self._sequences.append(_Sequence(frame, self._free.pop(), prompt, answer))
+        self._sequences.append(_Sequence(frame, heapq.heappop(self._free), prompt, answer))
 
     def cancel(self, frame: Frame) -> None:
         for sequence in self._sequences:
@@ -113,45 +126,39 @@ class TorchEngine:
         found = self._runner.run(rectangles)
         results: dict[int, list[tuple[int, bool]]] = {}
         at = 0
-        for part, rectangle in zip(parts, rectangles, strict=True):
-            results |= {id(sequence): found[at + index] for index, sequence in enumerate(part)}
+        for rectangle in rectangles:
+            results |= dict(zip(rectangle.slots, found[at : at + rectangle.shape.batch], strict=True))
             at += rectangle.shape.batch
-        return [results[id(sequence)] for sequence in sequences]
+        return [results[sequence.slot] for sequence in sequences]
 
     def _prefill(self, part: Sequence[_Sequence], fit: Callable[[Shape], Shape]) -> Rectangle:
-        fed = [[*sequence.prompt, *sequence.answer.guesses()] for sequence in part]
+        rows = [
+            _Row(each.slot, 0, len(each.prompt) - 1, [*each.prompt, *each.answer.guesses()], each.frame.patches)
+            for each in part
+        ]
         asked = 1 + max(len(sequence.answer.guesses()) for sequence in part)
-        shape = fit(Shape(len(part), max(map(len, fed)), asked))
-        firsts = [len(sequence.prompt) - 1 for sequence in part]
-        patches = [sequence.frame.patches for sequence in part]
-        return self._rectangle(part, shape, fed, [0] * len(part), firsts, patches)
+        return self._rectangle(fit(Shape(len(rows), max(len(row.ids) for row in rows), asked)), rows)
 
     def _decode(self, part: Sequence[_Sequence], fit: Callable[[Shape], Shape]) -> Rectangle:
-        fed = [[sequence.answer.ids[-1], *sequence.answer.guesses()] for sequence in part]
-        starts = [len(sequence.prompt) + len(sequence.answer.ids) - 1 for sequence in part]
-        length = max(map(len, fed))
-        span = max(start + len(ids) for start, ids in zip(starts, fed, strict=True))
-        shape = fit(Shape(len(part), length, length, span))
-        return self._rectangle(part, shape, fed, starts, [0] * len(part), [None] * len(part))
+        """A line for every place up to the highest one in use, because line i reads place i; the others are idle."""
+        rows = [_Row(self.capacity)] * (1 + max(sequence.slot for sequence in part))
+        for each in part:
+            start = len(each.prompt) + len(each.answer.ids) - 1
+            rows[each.slot] = _Row(each.slot, start, ids=[each.answer.ids[-1], *each.answer.guesses()])
+        length = max(len(row.ids) for row in rows)
+        span = max(row.start + len(row.ids) for row in rows)
+        return self._rectangle(fit(Shape(len(rows), length, length, span)), rows)
 
-    def _rectangle(
-        self,
-        part: Sequence[_Sequence],
-        shape: Shape,
-        fed: list[list[int]],
-        starts: list[int],
-        firsts: list[int],
-        patches: Sequence[FloatArray | None],
-    ) -> Rectangle:
-        """Padded on the right to the shape's length, and with idle sequences in the spare slot to its batch."""
-        idle = shape.batch - len(part)
+    def _rectangle(self, shape: Shape, rows: Sequence[_Row]) -> Rectangle:
+        """Padded on the right to the shape's length; to its batch with idle lines, which write to the spare slot."""
+        rows = [*rows, *[_Row(self.capacity)] * (shape.batch - len(rows))]
         return Rectangle(
             shape,
-            [*(sequence.slot for sequence in part), *[self.capacity] * idle],
-            [*starts, *[0] * idle],
-            [*firsts, *[0] * idle],
-            [ids + [0] * (shape.length - len(ids)) for ids in [*fed, *[[] for _ in range(idle)]]],
-            [*patches, *[None] * idle],
+            [row.slot for row in rows],
+            [row.start for row in rows],
+            [row.first for row in rows],
+            [[*row.ids, *[0] * (shape.length - len(row.ids))] for row in rows],
+            [row.patches for row in rows],
         )
 
     def _take(self, sequence: _Sequence, predicted: list[tuple[int, bool]]) -> Outcome | None:
@@ -202,7 +209,7 @@ class TorchEngine:
 
     def _leave(self, sequence: _Sequence) -> None:
         self._sequences.remove(sequence)
-        self._free.append(sequence.slot)
+        heapq.heappush(self._free, sequence.slot)
 
 
 def _rectangles(sequences: Sequence[_Sequence]) -> list[list[_Sequence]]:

@@ -27,7 +27,7 @@ T = TypeVar("T")
 Tokens = list[list[tuple[int, ...]]]  # by frame and instruction
 Answers = list[list[Answer]]
 # How far the unsplit model's tokens may lie behind the best ones, on average, in standard deviations of the logits.
-_SLACK: Mapping[Precision, float] = {"bf16": 0.1, "int8": 0.3, "nf4": 1.5, "fp8": 1.5}
+_SLACK: Mapping[Precision, float] = {"bf16": 0.1, "int8": 0.3, "nf4": 1.5, "fp8": 1.5, "int4": 1.5}
 _BEYOND = 8  # ids on either side of the action tokens that are de-tokenised too: they are clipped
 
 
