@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shlex
 import signal
 import statistics
 import sys
@@ -109,9 +110,12 @@ def _verdict(fault: Fault, outcomes: Sequence[Outcome], counted: Account) -> str
             wrong.append("safe stop")
         if fault.expect in (Expect.LATCH, Expect.STOP) and not each.latched:
             wrong.append("no safe stop")
+    if fault.rung_changes is not None and counted.rung_changes > fault.rung_changes:
+        wrong.append(f"{counted.rung_changes} changes of the payload")
     latched = sum(each.latched for each in outcomes)
     stops = f"; safe stop {latched} of {len(outcomes)}" if latched and fault.expect is Expect.RIDE else ""
-    return ("not as expected: " + "; ".join(dict.fromkeys(wrong))) if wrong else fault.expect.value + stops
+    changes = f"; {counted.rung_changes} changes of the payload" if fault.rung_changes is not None else ""
+    return ("not as expected: " + "; ".join(dict.fromkeys(wrong))) if wrong else fault.expect.value + stops + changes
 
 
 def rows(result: Result) -> tuple[str, ...]:
@@ -179,7 +183,8 @@ def main() -> int:
         for result in results(chosen, arguments.times, arguments.seed, arguments.keep or Path(scratch)):
             done.append(result)
             print("| " + " | ".join(rows(result)) + " |", file=sys.stderr, flush=True)
-    command = f"python -m benchmarks.faults --times {arguments.times} --seed {arguments.seed}"
+    only = "".join(f" --only {shlex.quote(text)}" for text in arguments.only)
+    command = f"python -m benchmarks.faults --times {arguments.times} --seed {arguments.seed}{only}"
     title = f"Faults on real processes, one action a reply, ticks of {PERIOD_S * 1e3:.0f} ms"
     print(report.heading(title, command, packages=("grpcio", "onnxruntime"), seed=arguments.seed, n=len(done)))
     print(report.table(HEADER, map(rows, done)))

@@ -55,6 +55,7 @@ class Fault:
     setup: Setup = REAL
     settle_s: float = 10.0
     times: int | None = None  # None: as often as the runner says; 1 for what can be done once
+    rung_changes: int | None = None  # at most so many in the run; None: any number
 
 
 def _nothing(rig: Rig) -> None:
@@ -112,6 +113,16 @@ def _signal_daemon(number: signal.Signals) -> Action:
 def _kill_and_take_over(rig: Rig) -> None:
     rig.real.send(signal.SIGKILL)
     rig.take_over()
+
+
+def _kill_both(rig: Rig) -> None:
+    rig.real.send(signal.SIGKILL)
+    os.kill(rig.perception(), signal.SIGKILL)
+
+
+def _kill_in_a_partition(rig: Rig) -> None:
+    rig.link.partition()
+    os.kill(rig.perception(), signal.SIGKILL)
 
 
 def _limit_files(bytes_: int) -> Action:
@@ -188,7 +199,7 @@ FAULTS: tuple[Fault, ...] = (
     _rate(0.8, Expect.RIDE),
     Fault(
         "bandwidth flapping, 100 and 2 Mbit/s, 3 s each", lambda rig: rig.link.set_rate(_FLAPPING),
-        lambda rig: rig.link.set_rate(100.0), 24.0, Expect.RIDE,
+        lambda rig: rig.link.set_rate(100.0), 240.0, Expect.RIDE, times=1, rung_changes=6,
     ),
     Fault("reply late: 350 ms on the way down", lambda rig: rig.link.change(DOWN, delay_ms=350.0),
           lambda rig: rig.link.change(DOWN, delay_ms=0.0), 2.0, Expect.HOLD),
@@ -205,11 +216,21 @@ FAULTS: tuple[Fault, ...] = (
     # The robot's own computer
     Fault("perception stalled (SIGSTOP), 2 s", _signal_perception(signal.SIGSTOP), _signal_perception(signal.SIGCONT),
           2.0, Expect.HOLD),
-    Fault("perception killed", _signal_perception(signal.SIGKILL), _nothing, 0.0, Expect.HOLD, settle_s=10.0),
+    Fault("perception killed", _signal_perception(signal.SIGKILL), _nothing, 0.0, Expect.HOLD),
+    Fault("perception killed, a standby is loaded", _signal_perception(signal.SIGKILL), _nothing, 0.0, Expect.HOLD,
+          Setup(options=("--set", "standby=loaded"))),
+    Fault("perception killed, no standby", _signal_perception(signal.SIGKILL), _nothing, 0.0, Expect.HOLD,
+          Setup(options=("--set", "standby=off"))),
+    Fault("perception killed while the link is away, 2 s", _kill_in_a_partition, lambda rig: rig.link.heal(), 2.0,
+          Expect.HOLD),
+    Fault("perception and server killed, the server back after 2 s", _kill_both, Rig.take_over, 2.0, Expect.HOLD,
+          STANDBY, 8, 1),
     _camera("silent", Mood.SILENT),
     _camera("black", Mood.BLACK),
     _camera("stuck on one picture", Mood.STUCK),
     _camera("unplugged", Mood.GONE),
+    Fault("camera's time set back by 1 s", lambda rig: rig.camera_time.step(-1.0), lambda rig: rig.camera_time.step(0),
+          1.5, Expect.HOLD, Setup(camera_clock=True)),
     Fault("disk full for the log", _limit_files(0), _limit_files(-1), 3.0, Expect.RIDE),
     Fault("wall clock stepped by an hour", lambda rig: rig.clock.step(3600), lambda rig: rig.clock.step(0), 2.0,
           Expect.RIDE, Setup(wall_clock=True)),
