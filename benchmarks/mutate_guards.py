@@ -153,9 +153,11 @@ def main() -> int:
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     mutants = [*guard_mutants((ROOT / PACKAGE / "guards.py").read_text(encoding="utf-8")), *INNER]
     mutants = [mutant for mutant in mutants if wanted in mutant.name]
+    survivors = []
     with ThreadPoolExecutor(max_workers=2) as pool:
-        results = list(pool.map(survives, mutants))
-    survivors = [mutant for mutant, survived in zip(mutants, results, strict=True) if survived]
+        for mutant, survived in zip(mutants, pool.map(survives, mutants), strict=True):
+            print(f"{mutant.name}: {'SURVIVED' if survived else 'noticed'}", file=sys.stderr, flush=True)
+            survivors += [mutant] if survived else []
     print(f"{len(mutants)} guards removed one by one, {len(mutants) - len(survivors)} noticed by a test")
     for mutant in survivors:
         print(f"  SURVIVED {mutant.name} ({mutant.file})")

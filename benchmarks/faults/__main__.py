@@ -25,7 +25,6 @@ from benchmarks.tiny_checkpoint import write_tiny_checkpoint
 from splitvla_cloud.split import split
 from splitvla_edge.fallback import FallbackSettings
 
-_STEADY_S = 1.0  # of motion before a fault is done
 _STEADY_TICKS = 10
 _SHOWS_S = 0.6
 _RESETS_S = 0.3  # from the end of a fault to the operator's reset, where there is a need for one
@@ -51,7 +50,7 @@ def run_fault(fault: Fault, bundles: Path, other: Path, folder: Path, times: int
             if number:  # hold time adds up by design; each injection begins with all of it
                 rig.daemon.send_signal(signal.SIGUSR1)
                 rig.wait_for(lambda each: each.motion, fault.settle_s)
-            time.sleep(_STEADY_S + draw.random() * 0.5)
+            time.sleep(fault.steady_s + draw.random() * 0.5)
             injections.append(_inject(rig, fault))
         received = list(rig.commands())
         stops = list(rig.driver.watchdog_stops)

@@ -26,6 +26,7 @@ Action = Callable[[Rig], None]
 
 REAL, STANDBY, SCRIPTED = Setup(), Setup(standby=True), Setup(server="scripted")
 _HOGS = 4
+_STANDBY_COMES_S = 5.0  # it is begun a second after the first process has spoken, and loads
 _FLAPPING = Trace(3.0, np.array([100.0, 2.0]))
 
 
@@ -45,7 +46,10 @@ class Expect(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One row of the table. lasts_s: from `do` to `undo`. settle_s: how long it may take to move again."""
+    """One row of the table.
+
+    lasts_s: from `do` to `undo`. settle_s: how long it may take to move again. steady_s: of motion before, at least.
+    """
 
     name: str
     do: Action
@@ -55,6 +59,7 @@ class Fault:
     setup: Setup = REAL
     settle_s: float = 10.0
     times: int | None = None  # None: as often as the runner says; 1 for what can be done once
+    steady_s: float = 1.0
     rung_changes: int | None = None  # at most so many in the run; None: any number
 
 
@@ -86,6 +91,14 @@ def _camera(name: str, mood: Mood) -> Fault:
         rig.camera.mood = Mood.GOOD
 
     return Fault(f"camera {name}", do, undo, 2.5, Expect.HOLD)
+
+
+def _perception_killed(how: str, standby: str, steady_s: float) -> Fault:
+    setup = Setup(options=("--set", f"standby={standby}"))
+    return Fault(
+        f"perception killed{how}", _signal_perception(signal.SIGKILL), _nothing, 0.0, Expect.HOLD, setup,
+        steady_s=steady_s,
+    )  # fmt: skip
 
 
 def _lie(name: str, lie: Callable[[ScriptedServer], Answer], expect: Expect = Expect.HOLD) -> Fault:
@@ -216,15 +229,13 @@ FAULTS: tuple[Fault, ...] = (
     # The robot's own computer
     Fault("perception stalled (SIGSTOP), 2 s", _signal_perception(signal.SIGSTOP), _signal_perception(signal.SIGCONT),
           2.0, Expect.HOLD),
-    Fault("perception killed", _signal_perception(signal.SIGKILL), _nothing, 0.0, Expect.HOLD),
-    Fault("perception killed, a standby is loaded", _signal_perception(signal.SIGKILL), _nothing, 0.0, Expect.HOLD,
-          Setup(options=("--set", "standby=loaded"))),
-    Fault("perception killed, no standby", _signal_perception(signal.SIGKILL), _nothing, 0.0, Expect.HOLD,
-          Setup(options=("--set", "standby=off"))),
+    _perception_killed("", "started", _STANDBY_COMES_S),
+    _perception_killed(", a standby is loaded", "loaded", _STANDBY_COMES_S),
+    _perception_killed(", no standby", "off", 1.0),
     Fault("perception killed while the link is away, 2 s", _kill_in_a_partition, lambda rig: rig.link.heal(), 2.0,
-          Expect.HOLD),
+          Expect.HOLD, steady_s=_STANDBY_COMES_S),
     Fault("perception and server killed, the server back after 2 s", _kill_both, Rig.take_over, 2.0, Expect.HOLD,
-          STANDBY, 8, 1),
+          STANDBY, 8, 1, _STANDBY_COMES_S),
     _camera("silent", Mood.SILENT),
     _camera("black", Mood.BLACK),
     _camera("stuck on one picture", Mood.STUCK),
