@@ -118,7 +118,8 @@ INNER = (
     Mutant("good for long enough", "rungs.py", "if now - self._good_since >= self._wait_s:", "if True:"),
     Mutant("failed upgrade", "rungs.py", "self._wait_s = min(2 * self._wait_s", "self._wait_s = min(self._wait_s"),
     Mutant("the server's queue", "latency.py", "usual_ms + self._queue_extra_ms", "usual_ms"),
-    Mutant("a queue answered at once", "latency.py", "max(0.0, share * self._foretold_ms", "max(0.0, self._foretold_ms"),
+    Mutant("a queue answered at once", "latency.py", "max(0.0, share * self._foretold_ms",
+           "max(0.0, self._foretold_ms"),
     Mutant("a queue that is gone", "latency.py",
            "        self._foretold_ms = self._queue_extra_ms = 0.0\n        self._predicted.clear()\n", ""),
 )  # fmt: skip
