@@ -117,6 +117,11 @@ INNER = (
     Mutant("one change a second", "rungs.py", "if now - self._changed_at >= _CHANGE_S:", "if True:"),
     Mutant("good for long enough", "rungs.py", "if now - self._good_since >= self._wait_s:", "if True:"),
     Mutant("failed upgrade", "rungs.py", "self._wait_s = min(2 * self._wait_s", "self._wait_s = min(self._wait_s"),
+    Mutant("the server's queue", "latency.py", "usual_ms + self._queue_extra_ms", "usual_ms"),
+    Mutant("a queue answered at once", "latency.py", "max(0.0, share * self._foretold_ms",
+           "max(0.0, self._foretold_ms"),
+    Mutant("a queue that is gone", "latency.py",
+           "        self._foretold_ms = self._queue_extra_ms = 0.0\n        self._predicted.clear()\n", ""),
 )  # fmt: skip
 
 
@@ -153,9 +158,11 @@ def main() -> int:
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     mutants = [*guard_mutants((ROOT / PACKAGE / "guards.py").read_text(encoding="utf-8")), *INNER]
     mutants = [mutant for mutant in mutants if wanted in mutant.name]
+    survivors = []
     with ThreadPoolExecutor(max_workers=2) as pool:
-        results = list(pool.map(survives, mutants))
-    survivors = [mutant for mutant, survived in zip(mutants, results, strict=True) if survived]
+        for mutant, survived in zip(mutants, pool.map(survives, mutants), strict=True):
+            print(f"{mutant.name}: {'SURVIVED' if survived else 'noticed'}", file=sys.stderr, flush=True)
+            survivors += [mutant] if survived else []
     print(f"{len(mutants)} guards removed one by one, {len(mutants) - len(survivors)} noticed by a test")
     for mutant in survivors:
         print(f"  SURVIVED {mutant.name} ({mutant.file})")

@@ -85,18 +85,31 @@ def test_it_plays_the_frames_to_their_end_with_one_command_a_tick(
     assert f"{len(records)} ticks in" in out.splitlines()[-1]
 
 
-def test_killing_perception_costs_a_hold_and_nothing_else(tiny_bundles: Path, server: str, frames: Path) -> None:
-    with replaying(tiny_bundles / "edge", server, frames, "--loop") as daemon:
+@pytest.mark.parametrize(
+    ("standby", "then"),
+    [
+        ("off", "it is started again in 0.1 s"),
+        ("started", "another one takes over"),
+        ("loaded", "another one takes over"),
+    ],
+)
+def test_killing_perception_costs_a_hold_and_nothing_else(
+    tiny_bundles: Path, server: str, frames: Path, standby: str, then: str
+) -> None:
+    with replaying(tiny_bundles / "edge", server, frames, "--loop", "--set", f"standby={standby}") as daemon:
+        daemon.wait_for(moving)
+        if standby != "off":
+            daemon.wait_for(lambda _: len(daemon.children()) == 2)
         before = daemon.wait_for(moving)
-        (perception,) = daemon.children()
+        perception = min(daemon.children())  # a standby is begun later
         os.kill(perception, signal.SIGKILL)
         held = daemon.wait_for(lambda record: record.state == "HOLD")
         after = daemon.wait_for(moving)
-        assert daemon.children() != [perception]
+        assert perception not in daemon.children()
         daemon.process.send_signal(signal.SIGTERM)
         code, _, err = daemon.finish()
     assert code == 0, err
-    assert "perception ended with -9; it is started again in 0.1 s" in err
+    assert f"perception ended with -9; {then}" in err
     assert before.sequence is not None
     assert after.sequence is not None
     assert after.sequence > before.sequence
@@ -214,6 +227,41 @@ def test_a_process_that_does_not_end_with_the_channel_is_killed(monkeypatch: pyt
         time.sleep(0.01)
     supervisor.end()
     assert processes[0].wait(PATIENCE_S) == -signal.SIGKILL
+
+
+def test_a_standby_ends_with_the_daemon_and_one_that_died_is_no_standby() -> None:
+    """What it begins says a word and stays; its standby is killed before it is needed."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def start(fd: int) -> subprocess.Popen[str]:
+        begun.append(start_script(_SPEAKS)(fd))
+        return begun[-1]
+
+    supervisor = Supervisor("perception", Channel.pair, start, standby=True)
+    supervisor.begin()
+    _until(lambda: supervisor.receive() is not None and len(begun) == 2)
+    begun[1].kill()
+    begun[1].wait(PATIENCE_S)
+    begun[0].kill()
+    _until(lambda: supervisor.receive() is not None and len(begun) == 4)
+    assert (supervisor.pid, supervisor.generation, supervisor.restarts) == (begun[2].pid, 2, 1)
+    supervisor.end()
+    assert [process.poll() is None for process in begun] == [False] * 4
+
+
+_SPEAKS = """
+from splitvla_edge.channel import Channel, FrameSeen
+channel = Channel.from_fd(fd)
+channel.send(FrameSeen(1.0, 0))
+channel.wait(60)
+"""
+
+
+def _until(what: Callable[[], bool]) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not what() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert what()
 
 
 def test_an_exit_that_no_restart_can_mend_is_final() -> None:

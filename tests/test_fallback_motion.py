@@ -77,7 +77,7 @@ def test_a_velocity_ramps_to_zero() -> None:
 
 
 def test_a_set_point_ends_inside_the_limits_even_when_the_arm_was_pushed_out_of_them() -> None:
-    assert shape(ABSOLUTE, (1.0, 0.0), (2.5, 0.0), 0.05) == (2.0, 0.0)
+    assert shape(ABSOLUTE, (1.0, 0.0), (2.5, 0.0), ABSOLUTE.step_limits(0.05)) == (2.0, 0.0)
 
 
 def test_an_e_stop_ends_the_ramp_of_a_velocity_that_another_stop_began_and_it_does_not_come_back() -> None:

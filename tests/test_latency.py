@@ -6,16 +6,26 @@ import pytest
 
 from splitvla_edge.fallback import Chunk
 from splitvla_edge.fallback.latency import LatencyModel
-from splitvla_shared.nouns import StageTimes
+from splitvla_shared.nouns import ServerHints, StageTimes
 
 LARGE, SMALL = 1_000_000, 100_000
 
 
-def answer(wire_bytes: int, network_ms: float, server_ms: float = 60.0, rung: int = 0) -> Chunk:
+def answer(wire_bytes: int, network_ms: float, server_ms: float = 60.0, rung: int = 0, queued: int = 0) -> Chunk:
     """A reply whose frame was 10 ms old when the call began, plus the stages."""
     total_s = (10.0 + network_ms + server_ms) / 1e3
     stages = StageTimes(network_ms=network_ms, queue_ms=server_ms / 2, prefill_ms=server_ms / 2)
-    return Chunk(1, 1, 50.0, 50.0 + total_s, ((0.0,),), stages=stages, wire_bytes=wire_bytes, rung=rung)
+    return Chunk(
+        1,
+        1,
+        50.0,
+        50.0 + total_s,
+        ((0.0,),),
+        stages=stages,
+        wire_bytes=wire_bytes,
+        rung=rung,
+        hints=ServerHints(queued),
+    )
 
 
 def model(*answers: Chunk) -> LatencyModel:
@@ -78,3 +88,28 @@ def test_stages_say_which_part_is_slow() -> None:
     stages = model(*[answer(LARGE, 20.0, server_ms=400.0)] * 8).stages()
     assert stages is not None
     assert (stages.network_ms, stages.server_ms, stages.total_ms) == pytest.approx((20.0, 400.0, 430.0))
+
+
+# --- what the server says of its queue: an answer takes 30 ms there, and here usually waits for 30 ms -----------------
+
+
+def test_requests_that_wait_at_the_server_delay_the_next_answer_by_what_exceeds_the_usual_wait() -> None:
+    calm = [answer(LARGE, 50.0)] * 8
+    assert model(*calm, answer(LARGE, 50.0, queued=1)).predict_ms(LARGE) == pytest.approx(120.0)
+    assert model(*calm, answer(LARGE, 50.0, queued=5)).predict_ms(LARGE) == pytest.approx(120.0 + 5 * 30 - 30)
+
+
+def test_a_queue_that_is_gone_delays_nothing() -> None:
+    known = model(*[answer(LARGE, 50.0)] * 8, answer(LARGE, 50.0, queued=5), answer(LARGE, 50.0))
+    assert known.predict_ms(LARGE) == pytest.approx(120.0)
+
+
+def test_a_server_that_answers_several_at_once_is_found_out_by_the_waits_that_follow() -> None:
+    known = model(*[answer(LARGE, 50.0, queued=5)] * 12)
+    assert known.predict_ms(LARGE) == pytest.approx(120.0), "five were waiting, and the wait was 30 ms every time"
+
+
+def test_a_miss_leaves_nothing_foretold() -> None:
+    known = model(*[answer(LARGE, 50.0)] * 8, answer(LARGE, 50.0, queued=5))
+    known.interrupt()
+    assert known.predict_ms(LARGE) == pytest.approx(120.0)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from splitvla_edge.channel import Channel, Contract, Exhausted, FrameSeen, Message
 from splitvla_edge.fallback import Asked, Chunk, Hint, LocalChunk, Miss, Outcome, Ready
-from splitvla_edge.perception import OUTCOMES, Perception, PerceptionSettings, read_settings
+from splitvla_edge.perception import OUTCOMES, Perception
 from splitvla_edge.robots.base import Frame
-from splitvla_edge.robots.replay import ReplaySettings
 from splitvla_shared.errors import (
     ConfigError,
     DeadlineMissed,
@@ -48,9 +45,11 @@ class FakePolicy:
         self.rungs = plain_ladder(Scheme.BF16, (4, 8))
         self.seen: list[tuple[Observation, float]] = []
         self.sent: list[Rung] = []
+        self.patience: list[float] = []
         self.when_told: Callable[[], object] = lambda: None
 
     def handshake(self, timeout_s: float) -> None:
+        self.patience.append(timeout_s)
         self._raise(self.handshakes)
 
     def act(self, observation: Observation, *, deadline_s: float, rung: Rung) -> ActionChunk:
@@ -293,12 +292,13 @@ def test_every_outcome_but_met_has_an_error() -> None:
     assert {outcome for _, outcome in OUTCOMES} == set(Outcome) - {Outcome.MET}
 
 
-def test_while_the_server_is_away_perception_tries_again_ever_more_slowly() -> None:
+def test_while_the_server_is_away_perception_asks_again_soon_and_now_and_then_patiently() -> None:
     with Rig() as rig:
         rig.policy.handshakes = [Unreachable("no server")] * 5
         messages = [message for _ in range(5) for message in rig.step()]
         assert messages == [Miss(0, Outcome.UNREACHABLE, "no server")] * 5
-        assert rig.paused == [0.25, 0.5, 1.0, 2.0, 2.0]
+        assert rig.paused == [0.1] * 5
+        assert rig.policy.patience == [0.3, 0.3, 0.3, 1.0, 0.3]
         assert rig.step() == [READY]
 
 
@@ -317,6 +317,7 @@ def test_another_model_on_the_server_is_a_contract_violation_until_it_is_the_old
         rig.show(0)
         assert [type(message) for message in rig.step()] == [Asked, Miss]
         assert rig.step() == [Contract("embed_dim: 4096 here, 896 there")]
+        assert rig.paused == [0.25]
         assert rig.step() == [READY]
 
 
@@ -380,19 +381,6 @@ def test_frames_are_reported_while_a_call_is_running() -> None:
         rig.control.close()
         runner.join(5.0)
         assert not runner.is_alive(), "perception ends when the control process is gone"
-
-
-def test_settings_travel_as_json(tmp_path: Path) -> None:
-    settings = PerceptionSettings(
-        tmp_path, "host:1", "pick ü", scheme="int4", first_frame=3, replay=ReplaySettings(tmp_path, fps=5.0, loop=True)
-    )
-    assert read_settings(io.StringIO(settings.to_json())) == settings
-
-
-@pytest.mark.parametrize("text", ["", "[]", "3", '{"bundle": 3}', '{"unknown": 1}', "{}"])
-def test_settings_that_are_not_the_daemon_s_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError):
-        read_settings(io.StringIO(text))
 
 
 def test_link_errors_are_all_outcomes() -> None:

@@ -354,3 +354,11 @@ def test_the_last_answer_is_the_next_frames_draft_until_a_new_handshake(policy: 
     policy.handshake()
     policy.act(_observation())
     assert [call.draft_tokens for call in link.calls] == [(), first, first, ()]
+
+
+def test_tokens_that_are_no_actions_are_never_a_draft(policy: EdgePolicy, link: FakeLink) -> None:
+    """A reply that a bit was flipped in: the server refuses drafts outside its vocabulary, frame after frame."""
+    link.outcome = Reply(1, tokens=(MIDDLE, 1 << 20, MIDDLE, MIDDLE, MIDDLE, MIDDLE, MIDDLE))
+    assert policy.act(_observation()).clipped == (1,)
+    policy.act(_observation())
+    assert [call.draft_tokens for call in link.calls] == [(), ()]

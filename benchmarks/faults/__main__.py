@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shlex
 import signal
 import statistics
 import sys
@@ -24,7 +25,6 @@ from benchmarks.tiny_checkpoint import write_tiny_checkpoint
 from splitvla_cloud.split import split
 from splitvla_edge.fallback import FallbackSettings
 
-_STEADY_S = 1.0  # of motion before a fault is done
 _STEADY_TICKS = 10
 _SHOWS_S = 0.6
 _RESETS_S = 0.3  # from the end of a fault to the operator's reset, where there is a need for one
@@ -50,7 +50,7 @@ def run_fault(fault: Fault, bundles: Path, other: Path, folder: Path, times: int
             if number:  # hold time adds up by design; each injection begins with all of it
                 rig.daemon.send_signal(signal.SIGUSR1)
                 rig.wait_for(lambda each: each.motion, fault.settle_s)
-            time.sleep(_STEADY_S + draw.random() * 0.5)
+            time.sleep(fault.steady_s + draw.random() * 0.5)
             injections.append(_inject(rig, fault))
         received = list(rig.commands())
         stops = list(rig.driver.watchdog_stops)
@@ -109,9 +109,12 @@ def _verdict(fault: Fault, outcomes: Sequence[Outcome], counted: Account) -> str
             wrong.append("safe stop")
         if fault.expect in (Expect.LATCH, Expect.STOP) and not each.latched:
             wrong.append("no safe stop")
+    if fault.rung_changes is not None and counted.rung_changes > fault.rung_changes:
+        wrong.append(f"{counted.rung_changes} changes of the payload")
     latched = sum(each.latched for each in outcomes)
     stops = f"; safe stop {latched} of {len(outcomes)}" if latched and fault.expect is Expect.RIDE else ""
-    return ("not as expected: " + "; ".join(dict.fromkeys(wrong))) if wrong else fault.expect.value + stops
+    changes = f"; {counted.rung_changes} changes of the payload" if fault.rung_changes is not None else ""
+    return ("not as expected: " + "; ".join(dict.fromkeys(wrong))) if wrong else fault.expect.value + stops + changes
 
 
 def rows(result: Result) -> tuple[str, ...]:
@@ -179,7 +182,8 @@ def main() -> int:
         for result in results(chosen, arguments.times, arguments.seed, arguments.keep or Path(scratch)):
             done.append(result)
             print("| " + " | ".join(rows(result)) + " |", file=sys.stderr, flush=True)
-    command = f"python -m benchmarks.faults --times {arguments.times} --seed {arguments.seed}"
+    only = "".join(f" --only {shlex.quote(text)}" for text in arguments.only)
+    command = f"python -m benchmarks.faults --times {arguments.times} --seed {arguments.seed}{only}"
     title = f"Faults on real processes, one action a reply, ticks of {PERIOD_S * 1e3:.0f} ms"
     print(report.heading(title, command, packages=("grpcio", "onnxruntime"), seed=arguments.seed, n=len(done)))
     print(report.table(HEADER, map(rows, done)))

@@ -26,6 +26,7 @@ Action = Callable[[Rig], None]
 
 REAL, STANDBY, SCRIPTED = Setup(), Setup(standby=True), Setup(server="scripted")
 _HOGS = 4
+_STANDBY_COMES_S = 5.0  # it is begun a second after the first process has spoken, and loads
 _FLAPPING = Trace(3.0, np.array([100.0, 2.0]))
 
 
@@ -45,7 +46,10 @@ class Expect(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One row of the table. lasts_s: from `do` to `undo`. settle_s: how long it may take to move again."""
+    """One row of the table.
+
+    lasts_s: from `do` to `undo`. settle_s: how long it may take to move again. steady_s: of motion before, at least.
+    """
 
     name: str
     do: Action
@@ -55,6 +59,8 @@ class Fault:
     setup: Setup = REAL
     settle_s: float = 10.0
     times: int | None = None  # None: as often as the runner says; 1 for what can be done once
+    steady_s: float = 1.0
+    rung_changes: int | None = None  # at most so many in the run; None: any number
 
 
 def _nothing(rig: Rig) -> None:
@@ -87,6 +93,14 @@ def _camera(name: str, mood: Mood) -> Fault:
     return Fault(f"camera {name}", do, undo, 2.5, Expect.HOLD)
 
 
+def _perception_killed(how: str, standby: str, steady_s: float) -> Fault:
+    setup = Setup(options=("--set", f"standby={standby}"))
+    return Fault(
+        f"perception killed{how}", _signal_perception(signal.SIGKILL), _nothing, 0.0, Expect.HOLD, setup,
+        steady_s=steady_s,
+    )  # fmt: skip
+
+
 def _lie(name: str, lie: Callable[[ScriptedServer], Answer], expect: Expect = Expect.HOLD) -> Fault:
     def do(rig: Rig) -> None:
         rig.scripted.answer = lie(rig.scripted)
@@ -112,6 +126,16 @@ def _signal_daemon(number: signal.Signals) -> Action:
 def _kill_and_take_over(rig: Rig) -> None:
     rig.real.send(signal.SIGKILL)
     rig.take_over()
+
+
+def _kill_both(rig: Rig) -> None:
+    rig.real.send(signal.SIGKILL)
+    os.kill(rig.perception(), signal.SIGKILL)
+
+
+def _kill_in_a_partition(rig: Rig) -> None:
+    rig.link.partition()
+    os.kill(rig.perception(), signal.SIGKILL)
 
 
 def _limit_files(bytes_: int) -> Action:
@@ -188,7 +212,7 @@ FAULTS: tuple[Fault, ...] = (
     _rate(0.8, Expect.RIDE),
     Fault(
         "bandwidth flapping, 100 and 2 Mbit/s, 3 s each", lambda rig: rig.link.set_rate(_FLAPPING),
-        lambda rig: rig.link.set_rate(100.0), 24.0, Expect.RIDE,
+        lambda rig: rig.link.set_rate(100.0), 240.0, Expect.RIDE, times=1, rung_changes=6,
     ),
     Fault("reply late: 350 ms on the way down", lambda rig: rig.link.change(DOWN, delay_ms=350.0),
           lambda rig: rig.link.change(DOWN, delay_ms=0.0), 2.0, Expect.HOLD),
@@ -205,11 +229,19 @@ FAULTS: tuple[Fault, ...] = (
     # The robot's own computer
     Fault("perception stalled (SIGSTOP), 2 s", _signal_perception(signal.SIGSTOP), _signal_perception(signal.SIGCONT),
           2.0, Expect.HOLD),
-    Fault("perception killed", _signal_perception(signal.SIGKILL), _nothing, 0.0, Expect.HOLD, settle_s=10.0),
+    _perception_killed("", "started", _STANDBY_COMES_S),
+    _perception_killed(", a standby is loaded", "loaded", _STANDBY_COMES_S),
+    _perception_killed(", no standby", "off", 1.0),
+    Fault("perception killed while the link is away, 2 s", _kill_in_a_partition, lambda rig: rig.link.heal(), 2.0,
+          Expect.HOLD, steady_s=_STANDBY_COMES_S),
+    Fault("perception and server killed, the server back after 2 s", _kill_both, Rig.take_over, 2.0, Expect.HOLD,
+          STANDBY, 8, 1, _STANDBY_COMES_S),
     _camera("silent", Mood.SILENT),
     _camera("black", Mood.BLACK),
     _camera("stuck on one picture", Mood.STUCK),
     _camera("unplugged", Mood.GONE),
+    Fault("camera's time set back by 1 s", lambda rig: rig.camera_time.step(-1.0), lambda rig: rig.camera_time.step(0),
+          1.5, Expect.HOLD, Setup(camera_clock=True)),
     Fault("disk full for the log", _limit_files(0), _limit_files(-1), 3.0, Expect.RIDE),
     Fault("wall clock stepped by an hour", lambda rig: rig.clock.step(3600), lambda rig: rig.clock.step(0), 2.0,
           Expect.RIDE, Setup(wall_clock=True)),

@@ -38,13 +38,17 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Of all commands of a run. violations: in words, each with its tick; a good run has none."""
+    """Of all commands of a run. violations: in words, each with its tick; a good run has none.
+
+    rung_changes: of the payload that ordinary calls are to use.
+    """
 
     commands: int
     motions: int
     oldest_ms: float
     lateness_p99_ms: float
     lateness_max_ms: float
+    rung_changes: int
     violations: tuple[str, ...]
 
 
@@ -73,6 +77,7 @@ def account(received: Sequence[Received], records: Sequence[StepRecord], max_age
         oldest_ms=max(ages, default=0.0),
         lateness_p99_ms=lateness[min(len(lateness) - 1, int(0.99 * len(lateness)))],
         lateness_max_ms=lateness[-1],
+        rung_changes=sum(before.rung != after.rung for before, after in itertools.pairwise(records)),
         violations=(*_of_ticks(received), *_of_motion(received), *_of_age(records, max_age_ms)),
     )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from benchmarks.faults.camera_clock import CameraClock
 from benchmarks.faults.cameras import StreamCamera
 from benchmarks.faults.driver import FakeDriver, Received, driving
 from benchmarks.faults.scripted import ScriptedServer, scripted
@@ -35,7 +36,7 @@ _ONE_THREAD = ("--threads", "1")
 class Setup:
     """What a fault needs of its rig. server: "real" (splitvla-cloud serve) or "scripted". standby: a second real
     server, loaded and frozen, that takes over the first one's port; of another model where other_model is set.
-    options: of the daemon. wall_clock: one that can be stepped under the daemon.
+    options: of the daemon. wall_clock, camera_clock: one that can be stepped under the daemon, or its camera.
     """
 
     server: str = "real"
@@ -43,6 +44,7 @@ class Setup:
     other_model: bool = False
     options: tuple[str, ...] = ()
     wall_clock: bool = False
+    camera_clock: bool = False
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Rig:
     standby: ServerProcess | None
     lies: ScriptedServer | None
     wall_clock: WallClock | None
+    camera_clock: CameraClock | None
     server_address: str
     extras: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -77,12 +80,18 @@ class Rig:
         assert self.wall_clock is not None
         return self.wall_clock
 
+    @property
+    def camera_time(self) -> CameraClock:
+        assert self.camera_clock is not None
+        return self.camera_clock
+
     def perception(self) -> int:
-        """The pid of the daemon's perception process."""
-        for task in Path(f"/proc/{self.daemon.pid}/task").glob("*/children"):
-            for pid in task.read_text(encoding="ascii").split():
-                return int(pid)
-        raise ProcessLost("the daemon has no perception process")
+        """The pid of the perception process at work: the oldest of the daemon's, because a standby is begun later."""
+        children = Path(f"/proc/{self.daemon.pid}/task").glob("*/children")
+        pids = [int(pid) for task in children for pid in task.read_text(encoding="ascii").split()]
+        if not pids:
+            raise ProcessLost("the daemon has no perception process")
+        return min(pids, key=_started_at)
 
     def take_over(self) -> None:
         """Let the second server have the port, once the first one has gone."""
@@ -132,15 +141,23 @@ def rigged(bundles: Path, other: Path, folder: Path, setup: Setup, seed: int) ->
         driver = stack.enter_context(driving(folder))
         command = _command(bundles / "edge", link.address, camera.address, driver.pipe, folder / "run", setup)
         clock = WallClock(folder) if setup.wall_clock else None
-        daemon = stack.enter_context(_daemon(command, folder / "edge.log", clock.environment if clock else {}))
+        stamps = CameraClock(folder) if setup.camera_clock else None
+        extra = {**(clock.environment if clock else {}), **(stamps.environment if stamps else {})}
+        daemon = stack.enter_context(_daemon(command, folder / "edge.log", extra))
         rig = Rig(
-            folder / "run", bundles / "edge", link, camera, driver, daemon, server, standby, lies, clock,
+            folder / "run", bundles / "edge", link, camera, driver, daemon, server, standby, lies, clock, stamps,
             f"{address[0]}:{address[1]}",
         )  # fmt: skip
         stack.enter_context(rig.extras)
         if rig.wait_for(lambda each: each.motion) is None:
             raise ProcessLost(f"the robot never moved; see {folder / 'edge.log'}")
         yield rig
+
+
+def _started_at(pid: int) -> int:
+    """In the kernel's ticks since boot."""
+    after_name = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2]
+    return int(after_name.split()[19])
 
 
 def _frames() -> list[Image]:

@@ -289,7 +289,7 @@ def _replay_log(arguments: argparse.Namespace) -> int:
 
 
 def _perceive(arguments: argparse.Namespace) -> int:
-    from splitvla_edge.perception import perceive
+    from splitvla_edge.perception_process import perceive
 
     return perceive(sys.stdin, arguments.fd)
 

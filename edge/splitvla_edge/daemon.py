@@ -20,7 +20,7 @@ from splitvla_edge.fallback import FallbackSettings, Mode, State
 from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.local.settings import LocalSettings, RecordingSettings
 from splitvla_edge.notices import Notices
-from splitvla_edge.perception import PerceptionSettings
+from splitvla_edge.perception import STANDBY_OFF, STANDBY_STARTED, PerceptionSettings
 from splitvla_edge.record import STEPS_FILE, LineWriter, StepRecord, read_steps, summarise, write_run
 from splitvla_edge.robots import instruction_of, open_robot
 from splitvla_edge.robots.base import OpenedRobot
@@ -28,7 +28,7 @@ from splitvla_edge.robots.camera import CameraSettings
 from splitvla_edge.robots.replay import ReplaySettings
 from splitvla_edge.robots.shadow import ShadowRobot
 from splitvla_edge.robots.simulator.world import SimulatorSettings
-from splitvla_edge.supervisor import Supervisor, start_subcommand
+from splitvla_edge.supervisor import Supervisor, release_subcommand, start_subcommand
 from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import ConfigError, RobotError
 from splitvla_shared.limits import check_instruction
@@ -47,6 +47,8 @@ class RunSettings:
     server: HOST:PORT, or several with commas between them, the preferred one first. hedge_ms: when a call without an
     answer is sent to the next server as well, none = never. mode: shadow decides and logs, and sends the robot nothing;
     forced-local asks no server, only the local policy acts.
+    standby: a second perception process that takes over when the first one dies. off: none; started: it has begun, and
+    loads the model when its turn comes; loaded: the model is loaded, in as much memory again.
     image_pipeline: none = the bundle's own. Names of pipelines and transforms: docs/images-and-actions.md.
     """
 
@@ -71,6 +73,7 @@ class RunSettings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     mode: Literal["normal", "shadow", "forced-local"] = "normal"
+    standby: Literal["off", "started", "loaded"] = STANDBY_STARTED
     fallback: FallbackSettings = field(default_factory=FallbackSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     camera: CameraSettings = field(default_factory=CameraSettings)
@@ -95,16 +98,16 @@ class RunSettings:
         """The control period."""
         return 1.0 / self.control_hz
 
-    def perception(self, first_frame: int, camera_memory: Path | None = None) -> PerceptionSettings:
+    def perception(self, camera_memory: Path | None = None) -> PerceptionSettings:
         """The perception process's part. Raises ConfigError when a setting without default is not set."""
         if self.bundle is None or not self.server:
             raise ConfigError("bundle and server must be set: --bundle DIR --server HOST:PORT")
         shared = {
             each.name: getattr(self, each.name)
             for each in dataclasses.fields(PerceptionSettings)
-            if each.name not in ("first_frame", "camera_memory")
+            if each.name != "camera_memory"
         }
-        return PerceptionSettings(**shared, first_frame=first_frame, camera_memory=camera_memory)
+        return PerceptionSettings(**shared, camera_memory=camera_memory)
 
 
 def new_run_dir() -> Path:
@@ -121,7 +124,7 @@ def run(settings: RunSettings) -> int:
     if not settings.instruction:
         settings = dataclasses.replace(settings, instruction=instruction_of(settings.robot))
     check_instruction(settings.instruction)
-    settings.perception(0)
+    settings.perception()
     run_dir = settings.run_dir or new_run_dir()
     about = {"settings": dataclasses.asdict(settings), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "ended": False}
     robot = open_robot(settings, settings.dt_s, run_dir)
@@ -150,11 +153,13 @@ def _control(settings: RunSettings, robot: OpenedRobot, log: LineWriter, run_dir
     )
     box = BlackBox(machine, run_dir, accept_clipped=settings.accept_clipped)
     driven = ShadowRobot(robot) if mode is Mode.SHADOW else robot
-    memory = robot.camera_memory
+    told = settings.perception(robot.camera_memory).to_json()
     supervisor = Supervisor(
         "perception",
         Channel.pair,
-        lambda fd: start_subcommand("perceive", settings.perception(loop.frames_seen, memory).to_json(), fd),
+        lambda fd: start_subcommand("perceive", told, fd),
+        lambda process: release_subcommand(process, f"{loop.frames_seen}\n"),
+        standby=settings.standby != STANDBY_OFF,
     )
     notices = Notices(sys.stderr)
     loop = ControlLoop(machine, driven, supervisor, _emitter(log, notices), recorder=box)

@@ -10,24 +10,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from splitvla_edge.channel import Channel, Contract, Exhausted, FrameSeen, Message
 from splitvla_edge.datagrams import ChannelClosed, ChannelError
 from splitvla_edge.fallback import Asked, Chunk, Hint, LocalChunk, Miss, Mode, Outcome, Ready, deadline_s
 from splitvla_edge.local.settings import LocalSettings, RecordingSettings
-from splitvla_edge.robots import open_camera
 from splitvla_edge.robots.base import Camera, Frame
 from splitvla_edge.robots.camera import CameraSettings
 from splitvla_edge.robots.replay import ReplaySettings
 from splitvla_edge.robots.simulator.world import SimulatorSettings
-from splitvla_shared.config import load_config
 from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import (
     ConfigError,
@@ -51,9 +48,14 @@ if TYPE_CHECKING:  # it brings the codec along, and control imports this module 
 
 _IDLE_S = 0.004  # between looks for a new frame
 _LISTEN_S = 0.02  # between reports of the camera's newest frame
-_HANDSHAKE_S = 1.0
-_BACKOFF_S = (0.25, 2.0)  # first and last
+# A handshake that began before the link came back only costs time; every fourth has what a slow link needs.
+_HANDSHAKES_S = (0.3, 0.3, 0.3, 1.0)
+_REFUSED_PAUSE_S = (0.25, 2.0)  # first and last: a server of another model stays one for a while
 _UNREACHABLE_PAUSE_S = 0.1  # calls without a connection fail at once: they must not spin
+
+STANDBY_OFF: Final = "off"
+STANDBY_STARTED: Final = "started"
+STANDBY_LOADED: Final = "loaded"
 
 # The first class that an error belongs to says how its call ended; whatever else the policy raises is a fault.
 OUTCOMES: tuple[tuple[type[SplitVLAError], Outcome], ...] = (
@@ -92,7 +94,7 @@ class Policy(Protocol):
 class PerceptionSettings:
     """See RunSettings, of which this is the perception process's part.
 
-    first_frame: where a replay begins. camera_memory: where a simulated robot's pictures are.
+    camera_memory: where a simulated robot's pictures are.
     """
 
     bundle: Path
@@ -112,7 +114,7 @@ class PerceptionSettings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     mode: str = Mode.NORMAL.value
-    first_frame: int = 0
+    standby: str = STANDBY_STARTED
     camera_memory: Path | None = None
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     camera: CameraSettings = field(default_factory=CameraSettings)
@@ -164,7 +166,7 @@ class Perception:
         self._looking = threading.Lock()  # a camera is looked at by one thread at a time
         self._hint: Hint | None = None
         self._agreed = self._ever_agreed = self._said_exhausted = False
-        self._backoff_s = _BACKOFF_S[0]
+        self._handshakes, self._refused_pause_s = 0, _REFUSED_PAUSE_S[0]
         self._sequence = 0
         self._called_at = self._not_before = -math.inf
         self._last_frame = self._last_reported = -1
@@ -247,22 +249,24 @@ class Perception:
             self.closed.set()
 
     def _connect(self) -> None:
+        timeout_s = _HANDSHAKES_S[self._handshakes % len(_HANDSHAKES_S)]
+        self._handshakes += 1
         try:
             if self._server_needed:
-                self._policy.handshake(_HANDSHAKE_S)
+                self._policy.handshake(timeout_s)
         except (SpecMismatch, ConfigError) as error:
             if not self._ever_agreed:
                 raise
             self._send(Contract(str(error)))
+            self._pause(self._refused_pause_s)
+            self._refused_pause_s = min(self._refused_pause_s * 2, _REFUSED_PAUSE_S[1])
         except LinkError as error:
             self._send(Miss(0, _outcome(error), str(error)))
+            self._pause(_UNREACHABLE_PAUSE_S)
         else:
             self._agreed = self._ever_agreed = True
-            self._backoff_s = _BACKOFF_S[0]
+            self._handshakes, self._refused_pause_s = 0, _REFUSED_PAUSE_S[0]
             self._send(self._ready)
-            return
-        self._pause(self._backoff_s)
-        self._backoff_s = min(self._backoff_s * 2, _BACKOFF_S[1])
 
     def _new_frame(self) -> Frame | None:
         now = self._clock()
@@ -315,62 +319,3 @@ class Perception:
 
 def _outcome(error: SplitVLAError) -> Outcome:
     return next(outcome for kind, outcome in OUTCOMES if isinstance(error, kind))
-
-
-def perceive(stream: TextIO, fd: int) -> int:
-    """The `perceive` subcommand: settings as JSON on `stream`, the daemon's socket as file descriptor `fd`.
-
-    Returns 0 when the control process is gone. Raises BundleError, ConfigError, ObservationError or SpecMismatch,
-    which no restart can mend.
-    """
-    # Only this process holds a model and a network; the imports are here so that control can read PerceptionSettings.
-    from splitvla_edge.local.recording import recording
-    from splitvla_edge.local.runner import open_runner
-    from splitvla_edge.policy import EdgePolicy
-    from splitvla_edge.security import Security
-
-    channel = Channel.from_fd(fd)
-    settings = read_settings(stream)
-    security = Security.from_files(settings.tls_ca, settings.tls_cert, settings.tls_key)
-    camera = open_camera(settings, settings.first_frame, settings.camera_memory)
-    try:
-        with EdgePolicy.open(
-            settings.bundle,
-            settings.server,
-            unnorm_key=settings.unnorm_key,
-            robot=settings.robot,
-            scheme=settings.scheme,
-            image_pipeline=settings.image_pipeline,
-            camera_transform=settings.camera_transform,
-            action_transform=settings.action_transform,
-            security=security,
-            threads=settings.threads,
-            encoder=settings.encoder,
-            provider=settings.provider,
-            hedge_ms=settings.hedge_ms,
-        ) as policy:
-            if policy.selection is not None:
-                print(f"splitvla-edge: encoder {settings.encoder} on {policy.selection.describe()}", file=sys.stderr)
-            spec, dims = policy.model.spec, policy.model.statistics.dims
-            ladder = tuple(rung.wire_bytes for rung in policy.rungs)  # of a frame: this process has one camera
-            ready = Ready(dims, spec.chunk_length, spec.fingerprint[:16], ladder)
-            forced = settings.mode == Mode.FORCED_LOCAL.value
-            local = open_runner(settings.local, settings.instruction, policy, needed=forced)
-            loop = Perception(
-                policy, ready, camera, channel, settings.instruction, local=local, server_needed=not forced
-            )
-            with recording(settings.recording, policy):
-                loop.run()
-    finally:
-        camera.close()
-        channel.close()
-    return 0
-
-
-def read_settings(stream: TextIO) -> PerceptionSettings:
-    """What `PerceptionSettings.to_json` wrote. Raises ConfigError."""
-    try:
-        given = json.loads(stream.read())
-        return load_config(PerceptionSettings, given=given)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(f"the settings on standard input can't be read ({error}); `run` writes them") from error

@@ -266,7 +266,8 @@ class EdgePolicy:
         self._payloads.acknowledge(reply.server, reply.sequence)
         said = normalized_answer(reply, self.model)
         chunk = self._chunk(observation, exchanged, said)
-        self._last_tokens = reply.tokens
+        # A token that is no action may be outside the vocabulary: as a draft it would have every later frame refused.
+        self._last_tokens = () if said.clipped else reply.tokens
         finished = self._clock()
         server = reply.stages
         stages = StageTimes(

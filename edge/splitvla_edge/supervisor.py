@@ -1,4 +1,8 @@
-"""Starts a process of the daemon, starts it again when it dies, and is our end of the channel to it."""
+"""Starts a process of the daemon, starts it again when it dies, and is our end of the channel to it.
+
+Where a standby is wanted, a second process of the same kind is begun once the first one has spoken. It waits to be
+released; when the first one dies it takes over at once, so that the robot need not stand still for a whole start.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from splitvla_edge.datagrams import ChannelClosed, ChannelError, Datagrams
@@ -16,15 +21,16 @@ from splitvla_edge.datagrams import ChannelClosed, ChannelError, Datagrams
 FATAL = (2, 3)  # exit codes of ConfigError, ObservationError, BundleError and SpecMismatch: a restart mends none
 _BACKOFF_S = (0.1, 5.0)  # first and last; a robot stands still meanwhile
 _GOOD_RUN_S = 10.0  # a process that lived this long starts the back-off anew
+_LOOK_S = 1.0  # between looks whether the first process has spoken
 _END_S = 3.0
 
 M = TypeVar("M")
 
-Start = Callable[[int], "subprocess.Popen[str]"]
+Process = subprocess.Popen[str]
 
 
-def start_subcommand(name: str, settings_json: str, fd: int) -> subprocess.Popen[str]:
-    """`perceive` or `simulate`, with its settings on standard input and its own process group."""
+def start_subcommand(name: str, settings_json: str, fd: int) -> Process:
+    """`perceive` or `simulate`, with its settings as the first line of standard input and its own process group."""
     process = subprocess.Popen(
         [sys.executable, "-m", "splitvla_edge", name, "--fd", str(fd)],
         stdin=subprocess.PIPE,
@@ -33,9 +39,25 @@ def start_subcommand(name: str, settings_json: str, fd: int) -> subprocess.Popen
         start_new_session=True,  # Ctrl-C is for the control process, which closes the channel
     )
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError), process.stdin:  # it died at once; `wait` tells
-        process.stdin.write(settings_json)
+    with contextlib.suppress(BrokenPipeError):  # it died at once; `wait` tells
+        process.stdin.write(settings_json + "\n")
+        process.stdin.flush()
     return process
+
+
+def release_subcommand(process: Process, line: str = "") -> None:
+    """Its turn has come: `line`, and then the end of its standard input."""
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(line)
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun(Generic[M]):
+    """A process, and our end of the channel to it."""
+
+    process: Process
+    channel: Datagrams[M]
 
 
 class Supervisor(Generic[M]):
@@ -49,20 +71,27 @@ class Supervisor(Generic[M]):
         self,
         name: str,
         pair: Callable[[], tuple[Datagrams[M], socket.socket]],
-        start: Start,
+        start: Callable[[int], Process],
+        release: Callable[[Process], None] = release_subcommand,
         *,
+        standby: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """name: in messages. pair: a new channel: our end, and the other. start: fd of that to the started process."""
+        """name: in messages. pair: a new channel: our end, and the other. start: fd of that to the started process.
+
+        release: tells a started process to go to work. standby: keep a second one waiting for that.
+        """
         self.name = name
         self.fatal: int | None = None
         self.restarts = 0
         self.on_fatal: Callable[[], None] = lambda: None
-        self._pair, self._start, self._clock = pair, start, clock
+        self._pair, self._start, self._release, self._clock = pair, start, release, clock
+        self._wants_standby, self._spoken = standby, False
+        self._standby: _Begun[M] | None = None
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._channel: Datagrams[M] | None = None
-        self._process: subprocess.Popen[str] | None = None
+        self._process: Process | None = None
         self._generation = 0
         self._thread = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
 
@@ -98,11 +127,15 @@ class Supervisor(Generic[M]):
                 process.kill()
         if self._thread.is_alive():
             self._thread.join(_END_S)
+        if (standby := self._take_standby()) is not None:  # it has nothing to bring to an end
+            standby.process.kill()
+            standby.process.wait()
+            standby.channel.close()
 
     def receive(self) -> list[M]:
         with self._lock:
             try:
-                return [] if self._channel is None else self._channel.receive()
+                messages = [] if self._channel is None else self._channel.receive()
             except ChannelClosed:
                 return []
             except ChannelError as error:
@@ -110,6 +143,8 @@ class Supervisor(Generic[M]):
                 if self._process is not None:
                     self._process.kill()
                 return []
+        self._spoken |= bool(messages)
+        return messages
 
     def send(self, message: M) -> None:
         with self._lock, contextlib.suppress(ChannelClosed):
@@ -127,36 +162,53 @@ class Supervisor(Generic[M]):
                 self.fatal = code
                 self.on_fatal()
                 return
-            if self._clock() - started >= _GOOD_RUN_S:
+            ready = self._standby is not None and self._standby.process.poll() is None
+            if ready or self._clock() - started >= _GOOD_RUN_S:
                 backoff_s = _BACKOFF_S[0]
             self.restarts += 1
-            print(
-                f"splitvla-edge: {self.name} ended with {code}; it is started again in {backoff_s:.1f} s",
-                file=sys.stderr,
-            )
-            self._ending.wait(backoff_s)
-            backoff_s = min(backoff_s * 2, _BACKOFF_S[1])
+            then = "another one takes over" if ready else f"it is started again in {backoff_s:.1f} s"
+            print(f"splitvla-edge: {self.name} ended with {code}; {then}", file=sys.stderr)
+            if not ready:
+                self._ending.wait(backoff_s)
+                backoff_s = min(backoff_s * 2, _BACKOFF_S[1])
 
     def _run_once(self) -> int:
-        channel, theirs = self._pair()
-        try:
-            process = self._start(theirs.fileno())
-        finally:
-            _close(theirs)
+        begun = self._take_standby() or self._begin()
+        process = begun.process
         with self._lock:
-            self._process, self._channel = process, channel
+            self._process, self._channel, self._spoken = process, begun.channel, False
             self._generation += 1
             ended = self._ending.is_set()
         if ended:  # `end` came while the process was being started, and did not see it
             process.kill()
-        code = process.wait()
+        self._release(process)
+        code = self._wait(process)
         with self._lock:
             if self._channel is not None:
                 self._channel.close()
             self._process = self._channel = None
         return code
 
+    def _wait(self, process: Process) -> int:
+        """Until it ends; meanwhile the standby is begun, when this one no longer needs all of the machine to start."""
+        while self._wants_standby and self._standby is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(_LOOK_S)
+            if self._spoken and not self._ending.is_set():
+                self._standby = self._begin()
+        return process.wait()
 
-def _close(sock: socket.socket) -> None:
-    """Ours to close after the fork: while we held it, the channel would never see the end of the process."""
-    sock.close()
+    def _begin(self) -> _Begun[M]:
+        channel, theirs = self._pair()
+        try:
+            return _Begun(self._start(theirs.fileno()), channel)
+        finally:
+            theirs.close()  # after the fork: while we held it, the channel would never see the end of the process
+
+    def _take_standby(self) -> _Begun[M] | None:
+        """The process that waits; None when there is none that lives."""
+        standby, self._standby = self._standby, None
+        if standby is None or standby.process.poll() is None:
+            return standby
+        standby.channel.close()
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -115,7 +116,7 @@ class Account:
             if flight.sequence == chunk.sequence and chunk.finished_at > flight.deadline_at:
                 self._lose(chunk.sequence, Outcome.MISSED)
                 return Lesson(Outcome.MISSED, flight.rung)
-        finite = all(math.isfinite(value) for row in chunk.actions for value in row)
+        finite = all(map(math.isfinite, itertools.chain.from_iterable(chunk.actions)))
         self.non_finite = 0 if finite else self.non_finite + 1
         if not (finite and self._well_formed(now, chunk)):
             self.received_invalid = True

@@ -69,7 +69,7 @@ def _jump(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
     if machine.state in REMOTE or machine.state is State.WAIT or chunk is None or not machine.account.has_action():
         return False
     pose = inputs.position or machine.last_values
-    return not within_reach(machine.space, chunk.actions[machine.account.cursor], pose, machine.dt_s)
+    return not within_reach(machine.space, chunk.actions[machine.account.cursor], pose, machine.limits)
 
 
 def _relieved(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:

@@ -5,6 +5,10 @@ replies just before and just after give the slope, milliseconds a byte; with it 
 size in question, and the 95th percentile of those is the prediction. The slope holds as long as the size in use takes
 no longer than it did then; a link that has changed, or of which only one size was seen, may owe all of its network time
 to bytes: that is the most that a smaller payload saves, and the worst that a larger one costs.
+
+A reply also says how many requests wait at the server: the next frame stands behind them, so many times what an answer
+takes there. What exceeds the usual wait is added to every prediction. A server that answers several at once makes them
+wait less than that: by how much, the waits of the next replies tell.
 """
 
 from __future__ import annotations
@@ -22,16 +26,21 @@ _RUN = 8  # replies of one rung that its median is taken of
 _ADJACENT_S = 3.0  # replies of two sizes compare when they are no further apart: the link changes
 _REFUTED_MS = 20.0
 _SLOPE_MEMORY_S = 120.0
+_QUEUE_MEMORY = 0.8  # of each reply at the next one: about five count
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One reply. age_ms: from the frame's capture to the finished action; network_ms and server_ms are parts of it."""
+    """One reply. age_ms: from the frame's capture to the finished action; network_ms and server_ms are parts of it.
+
+    queue_ms: part of server_ms.
+    """
 
     wire_bytes: int
     age_ms: float
     network_ms: float
     server_ms: float
+    queue_ms: float
 
     @classmethod
     def of(cls, chunk: Chunk) -> Sample:
@@ -40,14 +49,15 @@ class Sample:
             (chunk.finished_at - chunk.captured_at) * 1e3,
             chunk.stages.network_ms,
             server_ms(chunk.stages),
+            chunk.stages.queue_ms,
         )
 
     def at_size(self, wire_bytes: int, slope: float | None) -> float:
         """This reply's age_ms, had it been of another size. slope: ms a byte, None: all network time was bytes."""
         most = self.network_ms / self.wire_bytes
-        per_byte = most if slope is None else min(slope, most)
-        floor = self.age_ms - self.network_ms
-        return max(floor, self.age_ms + per_byte * (wire_bytes - self.wire_bytes))
+        per_byte = slope if slope is not None and slope < most else most
+        ms, floor = self.age_ms + per_byte * (wire_bytes - self.wire_bytes), self.age_ms - self.network_ms
+        return ms if ms > floor else floor
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +70,10 @@ class Stages95:
 
 
 class LatencyModel:
-    """Owned by the fallback machine. Mutable state: the last replies, those at the present rung, and the slope."""
+    """Owned by the fallback machine.
+
+    Mutable state: the last replies, those at the present rung, the slope, and what the server's queue foretells.
+    """
 
     def __init__(self, window: int = 32) -> None:
         self._samples: deque[Sample] = deque(maxlen=window)
@@ -72,6 +85,8 @@ class LatencyModel:
         self._measured_at = -math.inf
         self._reference: dict[int, float] = {}  # network ms of the two rungs when the slope was measured
         self._predicted: dict[int, float] = {}  # by size, until the next reply
+        self._foretold_ms = self._queue_extra_ms = 0.0  # of the next reply, if requests are answered one by one
+        self._waited_ms, self._all_foretold_ms = 0.0, 0.0  # what became of it, over the last replies
 
     def add(self, now: float, chunk: Chunk) -> Sample:
         """Learn from a reply that was met; what was missed is no sample."""
@@ -85,11 +100,14 @@ class LatencyModel:
         self._run_length, self._at = self._run_length + 1, now
         self._predicted.clear()
         self._learn_slope(now)
+        self._learn_queue(chunk)
         return sample
 
     def interrupt(self) -> None:
         """A call was missed: replies before and after it do not compare, because the link may have changed."""
         self._at, self._before = -math.inf, None
+        self._foretold_ms = self._queue_extra_ms = 0.0
+        self._predicted.clear()
 
     def _learn_slope(self, now: float) -> None:
         size, ms = _middle(self._run)
@@ -103,6 +121,19 @@ class LatencyModel:
         if longer_ms > _REFUTED_MS or now - self._measured_at > _SLOPE_MEMORY_S:
             self._slope = None
 
+    def _learn_queue(self, chunk: Chunk) -> None:
+        """What the last reply foretold has come; what this one foretells is for the next."""
+        if self._foretold_ms > 0.0:
+            self._waited_ms = _QUEUE_MEMORY * self._waited_ms + min(chunk.stages.queue_ms, self._foretold_ms)
+            self._all_foretold_ms = _QUEUE_MEMORY * self._all_foretold_ms + self._foretold_ms
+        self._foretold_ms = chunk.hints.queued * (chunk.stages.prefill_ms + chunk.stages.decode_ms)
+        if self._foretold_ms == 0.0:
+            self._queue_extra_ms = 0.0
+            return
+        share = self._waited_ms / self._all_foretold_ms if self._all_foretold_ms > 0.0 else 1.0
+        usual_ms = p95([sample.queue_ms for sample in self._samples])
+        self._queue_extra_ms = max(0.0, share * self._foretold_ms - usual_ms)
+
     def ready(self) -> bool:
         return len(self._samples) >= MIN_REPLIES
 
@@ -115,7 +146,8 @@ class LatencyModel:
         if not self.ready():
             return None
         if wire_bytes not in self._predicted:
-            self._predicted[wire_bytes] = p95([s.at_size(wire_bytes, self._slope) for s in self._samples])
+            usual_ms = p95([each.at_size(wire_bytes, self._slope) for each in self._samples])
+            self._predicted[wire_bytes] = usual_ms + self._queue_extra_ms
         return self._predicted[wire_bytes]
 
     def saving_ms(self, larger: int, smaller: int) -> float:

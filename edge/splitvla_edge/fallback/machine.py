@@ -44,6 +44,7 @@ class FallbackMachine:
         seed: of the probes' jitter; with the same seed and the same inputs come the same commands and hints.
         """
         self.settings, self.space, self.dt_s, self.mode = settings, space, dt_s, mode
+        self.limits = space.step_limits(dt_s)
         self.state, self.cause = State.INIT, "start"
         self.account: Account = Account(settings, space.dims, accept_clipped)
         self.chooser = RungChooser(settings)
@@ -214,7 +215,7 @@ class FallbackMachine:
         if self.state is State.COAST:
             weight = min(weight, tail_weight(self._actions_left(now), self.settings.tail_actions))
         anchor = self.last_values or inputs.position
-        values = shape(self.space, chunk.actions[index], anchor, self.dt_s, weight=weight)
+        values = shape(self.space, chunk.actions[index], anchor, self.limits, weight=weight)
         self.account.cursor += 1
         return self._moved(now, values, index, chunk.sequence, chunk.captured_at)
 
@@ -226,7 +227,7 @@ class FallbackMachine:
             self.space,
             action,
             self.last_values or inputs.position,
-            self.dt_s,
+            self.limits,
             weight=weight,
             speed_share=settings.local_speed,
         )

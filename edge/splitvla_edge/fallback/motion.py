@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splitvla_edge.robots.base import ActionSpace, Kind
+from splitvla_edge.robots.base import ActionSpace, Kind, clip
 
 _EPSILON = 1e-9
 
@@ -21,13 +21,14 @@ def shape(
     space: ActionSpace,
     action: tuple[float, ...],
     anchor: tuple[float, ...] | None,
-    dt_s: float,
+    limits: tuple[float, ...],
     *,
     weight: float = 1.0,
     speed_share: float = 1.0,
 ) -> tuple[float, ...]:
     """The command for a finite action. anchor: the set point before, or the measured pose (absolute spaces only).
 
+    limits: of one tick, as `step_limits` gives them.
     weight: share of the motion that is made. speed_share: of the speed limits, that the motion may use; it shortens the
     motion as a whole, so that its direction stays. The gripper's target is taken as it is.
     """
@@ -36,17 +37,18 @@ def shape(
     if space.kind is Kind.ABSOLUTE and anchor is not None and len(anchor) == len(values):
         start = anchor
     moves = [weight * (value - begin) for value, begin in zip(values, start, strict=True)]
-    limits = space.step_limits(dt_s)
     if speed_share < 1.0:
         moves = _slowed(moves, limits, speed_share, space.gripper)
     for index, (begin, move, limit) in enumerate(zip(start, moves, limits, strict=True)):
         if index != space.gripper:
-            values[index] = begin + min(max(move, -limit), limit)
+            values[index] = begin + clip(move, -limit, limit)
     return space.bounded(tuple(values))
 
 
-def within_reach(space: ActionSpace, action: tuple[float, ...], pose: tuple[float, ...] | None, dt_s: float) -> bool:
-    """Whether the first target after a pause lies within one tick's travel of where the robot is.
+def within_reach(
+    space: ActionSpace, action: tuple[float, ...], pose: tuple[float, ...] | None, limits: tuple[float, ...]
+) -> bool:
+    """Whether the first target after a pause lies within one tick's travel, `limits`, of where the robot is.
 
     Deltas and velocities are relative to where it is; an absolute target needs a known pose.
     """
@@ -54,7 +56,7 @@ def within_reach(space: ActionSpace, action: tuple[float, ...], pose: tuple[floa
         return True
     if pose is None or len(pose) != len(action):
         return False
-    travel = zip(space.bounded(action), pose, space.step_limits(dt_s), strict=True)
+    travel = zip(space.bounded(action), pose, limits, strict=True)
     return all(
         abs(target - here) <= limit * (1.0 + _EPSILON) + _EPSILON
         for index, (target, here, limit) in enumerate(travel)

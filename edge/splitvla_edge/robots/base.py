@@ -14,6 +14,11 @@ from splitvla_shared.errors import ConfigError
 from splitvla_shared.nouns import Image
 
 
+def clip(value: float, low: float, high: float) -> float:
+    """Into low..high, in a third of the time of min and max; low for NaN."""
+    return value if low <= value <= high else high if value > high else low
+
+
 class Kind(enum.Enum):
     """What an action's numbers are; it decides what holding still means."""
 
@@ -67,7 +72,7 @@ class ActionSpace:
 
     def bounded(self, values: tuple[float, ...]) -> tuple[float, ...]:
         """Finite values, each clipped to its limits."""
-        return tuple(min(max(v, low), high) for v, low, high in zip(values, self.low, self.high, strict=True))
+        return tuple([clip(v, low, high) for v, low, high in zip(values, self.low, self.high, strict=True)])
 
     def step_limits(self, dt_s: float) -> tuple[float, ...]:
         """How much of each dimension's number one tick may use: of travel, or of a velocity itself."""
