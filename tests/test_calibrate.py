@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
-from splitvla_edge.calibrate.basis import learn_basis, moments_of, step_for
-from splitvla_edge.calibrate.learn import hold_out, learn, measure, sealed
-from splitvla_shared.codec.transform import TransformCodec
+from splitvla_edge.calibrate.basis import covariance_of, learn_basis, mean_of, patch_weights, step_for
+from splitvla_edge.calibrate.learn import hold_out, learn, sealed
+from splitvla_edge.calibrate.measure import measure
+from splitvla_shared.codec.sensitivity import Sensitivity
+from splitvla_shared.codec.tables import CodecTables
+from splitvla_shared.codec.transform import Binding, TransformCodec
 from splitvla_shared.errors import BundleError, ObservationError
 from splitvla_shared.nouns import FloatArray
 
@@ -56,30 +60,58 @@ def test_a_sensitivity_moves_the_error_to_where_it_matters_less() -> None:
     weights = np.eye(DIM, dtype=np.float32)
     weights[:8] *= 100
     plain, _ = sealed(learn(clips(8, 6), ladder_db=(15,)))
-    weighted, _ = sealed(learn(clips(8, 6), ladder_db=(15,), sensitivity=weights))
+    weighted, _ = sealed(learn(clips(8, 6), ladder_db=(15,), sensitivity=Sensitivity(weights)))
     assert _error(weighted, slice(0, 8)) / _error(weighted, slice(8, DIM)) < 0.3 * (
         _error(plain, slice(0, 8)) / _error(plain, slice(8, DIM))
     )
 
 
-def _error(tables: object, channels: slice) -> float:
-    from splitvla_shared.codec.model import Reference
-    from splitvla_shared.codec.tables import CodecTables
-    from splitvla_shared.codec.transform import Binding
-
-    assert isinstance(tables, CodecTables)
+def _error(tables: CodecTables, channels: slice) -> float:
     codec = TransformCodec(tables)
     total = 0.0
     for frame in clips(1, 4, seed=2)[0]:
         values = np.asarray((frame - tables.mean.mean(axis=0)) @ tables.analysis)
-        found: Reference = codec.encode(values, 0, Binding(0, 1)).reference
+        found = codec.encode(values, 0, Binding(0, 1)).reference
         total += float(np.square(codec.reconstruct(found) - frame)[:, channels].sum())
     return total
 
 
-def test_a_sensitivity_of_another_width_is_refused() -> None:
+def test_patches_that_matter_more_are_sent_finer_and_the_weights_travel_in_the_tables() -> None:
+    matters = np.ones(PATCHES, np.float32)
+    matters[:4] = 50
+    even = Sensitivity(np.eye(DIM, dtype=np.float32))
+    tables, data = sealed(learn(clips(8, 6), ladder_db=(20,), sensitivity=Sensitivity(even.directions, matters)))
+    alike, plain_data = sealed(learn(clips(8, 6), ladder_db=(20,), sensitivity=even))
+    weights = CodecTables.from_bytes(data).patch_weights
+    assert weights is not None
+    np.testing.assert_array_equal(weights, patch_weights(Sensitivity(even.directions, matters), PATCHES))
+    assert CodecTables.from_bytes(plain_data).patch_weights is None
+    errors, usual = _patch_errors(tables), _patch_errors(alike)
+    assert errors[4:].mean() > 10 * errors[:4].mean()
+    assert usual[:4].mean() == pytest.approx(usual[4:].mean(), rel=0.3)
+
+
+def _patch_errors(tables: CodecTables) -> FloatArray:
+    """Mean squared error of each patch."""
+    codec = TransformCodec(tables)
+    frames = clips(1, 4, seed=2)[0]
+    coded = [codec.encode(tables.coefficients(frame), 0, Binding(0, 1)).reference for frame in frames]
+    errors = [np.square(codec.reconstruct(each) - frame) for each, frame in zip(coded, frames, strict=True)]
+    return np.asarray(np.mean(errors, axis=(0, 2)))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, 1e9])
+def test_weights_that_no_calibration_gives_are_refused(value: float) -> None:
+    tables = learn(clips(8, 2), ladder_db=(20,))
+    with pytest.raises(BundleError, match="weights"):
+        dataclasses.replace(tables, patch_weights=np.full(PATCHES, value, np.float32))
+
+
+def test_a_sensitivity_of_another_model_is_refused() -> None:
     with pytest.raises(BundleError, match="16 wide"):
-        learn(clips(4, 4), sensitivity=np.eye(8, dtype=np.float32))
+        learn(clips(4, 4), sensitivity=Sensitivity(np.eye(8, dtype=np.float32)))
+    with pytest.raises(BundleError, match="of 5 patches, this model has 32"):
+        learn(clips(4, 4), sensitivity=Sensitivity(np.eye(DIM, dtype=np.float32), np.ones(5, np.float32)))
 
 
 def test_too_few_frames_are_refused_with_the_number_that_is_needed() -> None:
@@ -96,10 +128,9 @@ def test_the_step_of_reverse_water_filling_leaves_the_wanted_error() -> None:
 
 def test_the_basis_is_orthonormal_and_diagonalises_the_covariance() -> None:
     frames = [frame for clip in clips(4, 4) for frame in clip]
-    moments = moments_of(frames, PATCHES, DIM)
-    mean = moments.mean()
+    mean = mean_of(frames)
     residual = np.concatenate([frame - mean for frame in frames]).astype(np.float64)
-    covariance = moments.covariance(mean)
+    covariance = covariance_of((frame - mean for frame in frames), DIM)
     np.testing.assert_allclose(covariance, residual.T @ residual / len(residual), atol=1e-5)
     basis = learn_basis(covariance, DIM)
     np.testing.assert_allclose(basis.analysis.T @ basis.analysis, np.eye(DIM), atol=1e-5)

@@ -48,7 +48,7 @@ def test_it_is_written_into_the_ladder_and_the_fingerprint_stays(
     assert (found["bf16"], found["bf16_zstd"]) == (1.0, 1.0)
     assert all(share is not None and 0 <= share <= 1 for share in found.values())
     ladder = read_ladder(after, Scheme.BF16)[1]
-    assert [rung.agreement for rung in ladder if rung.codec_rung == 0] == [found["db36"]]
+    assert [rung.agreement for rung in ladder if rung.name == "db36"] == [found["db36"]]
 
 
 def test_halves_without_a_codec_and_a_folder_without_images_are_named(

@@ -4,8 +4,10 @@
 
 BUNDLES holds edge/ and cloud/. A clip is PATH or PATH@N, every Nth frame of a video, of a folder of images, or of a
 folder with images.npy. Every third clip is measured on, the codec learns from the others; `--within` learns from the
-first half of each clip and measures on the second. A rung's embedding is decoded and given to the backbone; a picture
-is decoded and run through the whole model. Both are compared with what the model says of the unharmed frame.
+first half of each clip and measures on the second. Three codecs are learned: a basis by energy alone, one weighted by
+what the backbone's first layer reacts to, and one by what the answers to the learned frames react to. A rung's
+embedding is decoded and given to the backbone; a picture is decoded and run through the whole model. All are compared
+with what the model says of the unharmed frame.
 """
 
 from __future__ import annotations
@@ -20,23 +22,22 @@ import numpy as np
 from benchmarks import report
 from benchmarks.codec.clips import Clip, Model, Source
 from benchmarks.codec.plot import draw
-from benchmarks.codec.rows import HEADER, Row, pictures, plain, rungs, videos
+from benchmarks.codec.rows import BASES, HEADER, Row, pictures, plain, rungs, videos
 from splitvla_edge.calibrate.learn import learn, sealed
 from splitvla_shared.codec.transform import TransformCodec
-from splitvla_shared.nouns import FloatArray
 
 _ENOUGH = 0.99
 
 
-def read(model: Model, arguments: argparse.Namespace) -> tuple[list[list[FloatArray]], list[Clip]]:
-    """Embeddings to learn from, and clips to measure on; no frame is in both."""
+def read(model: Model, arguments: argparse.Namespace) -> tuple[list[Clip], list[Clip]]:
+    """Clips to learn from, and clips to measure on; no frame is in both."""
     sources = [Source.parse(text) for text in arguments.clips]
     learn_most, most = arguments.learn_frames, arguments.frames
     if arguments.within:
         whole = [model.clip(source, learn_most + most) for source in sources]
-        return [clip.embeddings[:-most] for clip in whole], [clip.last(most) for clip in whole]
+        return [clip.part(slice(-most)) for clip in whole], [clip.part(slice(-most, None)) for clip in whole]
     held = sources[:: arguments.hold_out]
-    learned = [model.clip(source, learn_most).embeddings for source in sources if source not in held]
+    learned = [model.clip(source, learn_most) for source in sources if source not in held]
     return learned, [model.clip(source, most) for source in held]
 
 
@@ -46,8 +47,8 @@ def verdict(rows: Sequence[Row]) -> str:
     for kind, picture in (("key", "JPEG q95"), ("predicted", "JPEG q90")):
         limit = next(row for row in rows if row.name == picture)
         good: list[Row] = []
-        for label in (kind, f"weighted {kind}"):
-            ladder = [row for row in rows if row.name.startswith(f"{label} ")]  # best first
+        for label in BASES:
+            ladder = [row for row in rows if row.name.startswith(f"{label} {kind} ")]  # best first
             good += itertools.takewhile(lambda row: row.agreement >= _ENOUGH, ladder)
         best = min(good, key=lambda row: float(np.median(row.sizes)), default=None)
         found = "none" if best is None else f"{best.name}: {np.median(best.sizes):,.0f} B, {best.agreement:.2%}"
@@ -69,14 +70,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     model = Model(arguments.bundles)
     learned, clips = read(model, arguments)
-    codec = TransformCodec(sealed(learn(learned))[0])
-    weighted = TransformCodec(sealed(learn(learned, sensitivity=model.sensitivity))[0])
+    embeddings = [clip.embeddings for clip in learned]
+    codecs = {
+        label: TransformCodec(sealed(learn(embeddings, sensitivity=sensitivity))[0])
+        for label, sensitivity in zip(BASES, (None, model.first_layer, model.answers(learned)), strict=True)
+    }
     rows = [
         *plain(model, clips),
-        *rungs(model, clips, codec, "key", chain=False),
-        *rungs(model, clips, weighted, "weighted key", chain=False),
-        *rungs(model, clips, codec, "predicted", chain=True),
-        *rungs(model, clips, weighted, "weighted predicted", chain=True),
+        *(
+            row
+            for kind, chain in (("key", False), ("predicted", True))
+            for label, codec in codecs.items()
+            for row in rungs(model, clips, codec, f"{label} {kind}", chain=chain)
+        ),
         *pictures(model, clips),
         *videos(model, clips),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.frames import read_frames
-from splitvla_cloud.backbone import Backbone
+from splitvla_cloud.answer_sensitivity import Answered, answer_sensitivity
+from splitvla_cloud.backbone import Backbone, load_model
 from splitvla_cloud.prompt import Prompt
 from splitvla_edge.encoder import OnnxEncoder
 from splitvla_edge.images import to_square
 from splitvla_edge.robots.metaworld.tasks import TASKS
 from splitvla_shared.bundle import open_bundle
-from splitvla_shared.codec.sensitivity import SENSITIVITY_FILE, load_sensitivity
+from splitvla_shared.codec.sensitivity import SENSITIVITY_FILE, Sensitivity, load_sensitivity
 from splitvla_shared.errors import BundleError
 from splitvla_shared.nouns import FloatArray, Image
 from splitvla_shared.spec import Resize
@@ -68,9 +70,8 @@ class Clip:
     embeddings: list[FloatArray]
     tokens: list[Tokens]
 
-    def last(self, count: int) -> Clip:
-        """Its last `count` frames."""
-        return Clip(self.instruction, self.frames[-count:], self.embeddings[-count:], self.tokens[-count:])
+    def part(self, frames: slice) -> Clip:
+        return Clip(self.instruction, self.frames[frames], self.embeddings[frames], self.tokens[frames])
 
 
 class Model:
@@ -81,9 +82,10 @@ class Model:
         sensitivity = load_sensitivity(edge)
         if sensitivity is None:
             raise BundleError(f"{edge.path} has no {SENSITIVITY_FILE}; split again")
-        self.spec, self.sensitivity = edge.spec, sensitivity
+        self.spec, self.first_layer = edge.spec, sensitivity
         self._encoder = OnnxEncoder(edge, 1)
-        self._backbone = Backbone.load(cloud, "fp32", "cpu")
+        self._language, device = load_model(cloud, "fp32", "cpu")
+        self._backbone = Backbone(self._language, "fp32", device)
         self._prompt = Prompt.load(cloud.path, cloud.spec)
 
     def embed(self, frame: Image) -> FloatArray:
@@ -99,3 +101,14 @@ class Model:
         embeddings = [self.embed(frame) for frame in frames]
         tokens = [self.tokens(source.instruction, each) for each in embeddings]
         return Clip(source.instruction, frames, embeddings, tokens)
+
+    def answers(self, clips: Sequence[Clip], every: int = 2) -> Sensitivity:
+        """What the answers to `clips` make of an error, asked of every `every`th frame."""
+        return answer_sensitivity(
+            self._language,
+            (
+                Answered(self._prompt.ids(clip.instruction), patches, tokens.tolist())
+                for clip in clips
+                for patches, tokens in zip(clip.embeddings[::every], clip.tokens[::every], strict=True)
+            ),
+        )

@@ -14,12 +14,13 @@ PATCHES, DIM, COLUMNS = 256, 640, 512
 _FALL = 1.15  # the deviation of the n-th coefficient is n to the power of minus this
 _STAYS = 0.9  # of a coefficient, from one frame to the next
 _CLIPS, _FRAMES = 3, 12
+_LADDER_DB = (36, 30, 25, 21, 17, 13, 9, 6)  # the first has as many columns as there are
 
 
 def drawn_codec(seed: int) -> TransformCodec:
     """Tables learned from drawn clips."""
     clips = [list(_clip(_FRAMES, seed + index)) for index in range(_CLIPS)]
-    return TransformCodec(sealed(learn(clips, columns=COLUMNS))[0])
+    return TransformCodec(sealed(learn(clips, columns=COLUMNS, ladder_db=_LADDER_DB))[0])
 
 
 def drawn_coefficients(codec: TransformCodec, n: int, seed: int) -> list[FloatArray]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.codec.rows import Row
+from benchmarks.codec.rows import BASES, Row
 
-_LABELS = ("key", "weighted key", "predicted", "weighted predicted", "JPEG", "WebP", "H.264", "bf16", "int")
+_RUNGS = tuple(f"{basis} {kind}" for basis in BASES for kind in ("key", "predicted"))
+_LABELS = (*_RUNGS, "JPEG", "WebP", "H.264", "bf16", "int")
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

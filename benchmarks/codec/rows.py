@@ -13,17 +13,19 @@ import numpy as np
 from PIL import Image as PilImage
 
 from benchmarks.codec.clips import Clip, Model
-from benchmarks.codec.series import series
+from splitvla_edge.calibrate.series import series
 from splitvla_shared.codec import decode, encode
 from splitvla_shared.codec.transform import TransformCodec
 from splitvla_shared.nouns import FloatArray, Image, Scheme
 
+BASES = ("energy", "first layer", "answers")  # what a codec's basis is weighted by
 PICTURES = (("JPEG", 75), ("JPEG", 90), ("JPEG", 95), ("WebP", 75), ("WebP", 90))
 HEADER = (
     "setting",
     "bytes p50",
     "p95",
     "token agreement",
+    "within a bin",
     "bin error",
     "SQNR dB",
     "encode CPU ms",
@@ -33,11 +35,16 @@ HEADER = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One setting over all measured frames. bin_error: mean distance of a token from the exact one, in bins."""
+    """One setting over all measured frames.
+
+    agreement, within_bin: share of tokens that are the exact ones, and that are at most one bin away. bin_error: mean
+    distance of a token from the exact one, in bins.
+    """
 
     name: str
     sizes: list[int]
     agreement: float
+    within_bin: float
     bin_error: float
     encode_ms: float | None = None
     decode_ms: float | None = None
@@ -52,14 +59,15 @@ class Row:
             f"{median:,.0f}",
             f"{p95:,.0f}",
             f"{self.agreement:.2%}",
+            f"{self.within_bin:.2%}",
             f"{self.bin_error:.3f}",
             sqnr,
             *times,
         ]
 
 
-def judge(model: Model, clips: Sequence[Clip], found: Sequence[Sequence[FloatArray]]) -> tuple[float, float]:
-    """Token agreement and mean bin error of embeddings that stand for the clips' own."""
+def judge(model: Model, clips: Sequence[Clip], found: Sequence[Sequence[FloatArray]]) -> tuple[float, float, float]:
+    """Token agreement, share within a bin, and mean bin error of embeddings that stand for the clips' own."""
     differences = np.concatenate(
         [
             np.abs(model.tokens(clip.instruction, patches) - exact)
@@ -67,7 +75,7 @@ def judge(model: Model, clips: Sequence[Clip], found: Sequence[Sequence[FloatArr
             for patches, exact in zip(series, clip.tokens, strict=True)
         ]
     )
-    return float((differences == 0).mean()), float(differences.mean())
+    return float((differences == 0).mean()), float((differences <= 1).mean()), float(differences.mean())
 
 
 def plain(model: Model, clips: Sequence[Clip]) -> Iterator[Row]:
@@ -125,8 +133,8 @@ def rungs(model: Model, clips: Sequence[Clip], codec: TransformCodec, label: str
     """All rungs of the tables; see `coded`."""
     for index in range(len(codec.tables.rungs)):
         each = coded(codec, index, [clip.embeddings for clip in clips], label, chain=chain)
-        agreement, bin_error = judge(model, clips, each.found)
-        yield Row(each.name, each.sizes, agreement, bin_error, each.encode_ms, each.decode_ms, each.sqnr_db)
+        found = judge(model, clips, each.found)
+        yield Row(each.name, each.sizes, *found, each.encode_ms, each.decode_ms, each.sqnr_db)
 
 
 def pictures(model: Model, clips: Sequence[Clip]) -> Iterator[Row]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.codec.drawn import drawn_codec, drawn_coefficients
-from benchmarks.codec.series import series
+from splitvla_edge.calibrate.series import series
 from splitvla_shared.codec import SCHEMES, decode, encode
 from splitvla_shared.nouns import FloatArray
 

@@ -57,6 +57,16 @@ def build_parser() -> argparse.ArgumentParser:
     adopt.add_argument("--bundle", type=Path, required=True, help="the cloud half that `split` made")
     adopt.set_defaults(command=_adopt_codec)
 
+    reaction = commands.add_parser(
+        "measure-sensitivity", help="what the model's answers make of an error, for `splitvla-edge calibrate` to heed"
+    )
+    reaction.add_argument("--bundles", type=Path, required=True, help="the folder with both halves")
+    reaction.add_argument("--frames", type=Path, required=True, metavar="DIR", help="camera frames: a folder of images")
+    reaction.add_argument("--instruction", action="append", required=True, metavar="TEXT", help="may be repeated")
+    reaction.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the backbone (fp32)")
+    reaction.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    reaction.set_defaults(command=_measure_sensitivity)
+
     measure = commands.add_parser("measure-codec", help="how many action tokens each rung of a calibrated model keeps")
     measure.add_argument("--bundles", type=Path, required=True, help="the folder with both calibrated halves")
     measure.add_argument("--frames", type=Path, required=True, metavar="DIR", help="camera frames: a folder of images")
@@ -170,6 +180,19 @@ def _adopt_codec(arguments: argparse.Namespace) -> int:
 
     spec = install(arguments.bundle, Parcel.read(arguments.parcel))
     print(f"{arguments.bundle} is now model {spec.fingerprint[:16]}; restart the server that serves it")
+    return 0
+
+
+def _measure_sensitivity(arguments: argparse.Namespace) -> int:
+    from splitvla_cloud.answer_sensitivity import SensitivityRequest, measure_sensitivity
+    from splitvla_cloud.progress import TerminalProgress
+
+    request = SensitivityRequest(
+        arguments.bundles, arguments.frames, tuple(arguments.instruction), arguments.precision, arguments.device
+    )
+    with TerminalProgress(sys.stderr) as progress:
+        measure_sensitivity(request, progress)
+    print(f"{request.bundles / 'edge'} now says what the answers react to; run `splitvla-edge calibrate` on it")
     return 0
 
 

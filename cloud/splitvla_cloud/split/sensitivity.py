@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from splitvla_cloud.split.tensor_file import StoredTensor
-from splitvla_shared.codec.sensitivity import save_sensitivity
+from splitvla_shared.codec.sensitivity import Sensitivity, save_sensitivity
 
 _LAYER = "model.layers.0."
 
@@ -26,4 +26,4 @@ def write_sensitivity(tensors: Mapping[str, StoredTensor], edge: Path) -> None:
         total.addmm_(seen.T, seen)
     if not float(total.trace()) > 0:  # a model without keys and values: every direction is as good
         total = torch.eye(len(gain))
-    save_sensitivity(edge, total.numpy())
+    save_sensitivity(edge, Sensitivity(total.numpy()))

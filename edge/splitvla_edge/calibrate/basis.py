@@ -6,12 +6,13 @@ M = L L^T: a step then costs the same everywhere in what the backbone sees, not 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from splitvla_shared.codec.sensitivity import Sensitivity
 from splitvla_shared.errors import BundleError
 from splitvla_shared.nouns import FloatArray
 
@@ -19,37 +20,42 @@ Float64s = npt.NDArray[np.float64]
 
 # A patch's own mean is believed as far as there are frames: with so many, half.
 _HALF_BELIEVED_FRAMES = 8
-# Of the sensitivity that is the same in all directions: what is never looked at by one layer may be by the next.
+# Of the sensitivity that is the same in all directions, and in all patches: what the measured frames did not depend on
+# the next may.
 _EVEN_SHARE = 0.1
 
 
-class Moments:
-    """Sums over frames, from which mean and covariance follow. Mutable: the sums."""
+def mean_of(frames: Sequence[FloatArray]) -> FloatArray:
+    """float32 (patches, dim): each patch's mean, drawn towards the mean of all where frames are few."""
+    own = np.zeros(frames[0].shape)
+    for frame in frames:
+        own += frame
+    own /= len(frames)
+    belief = len(frames) / (len(frames) + _HALF_BELIEVED_FRAMES)
+    return np.asarray(belief * own + (1 - belief) * own.mean(axis=0), np.float32)
 
-    def __init__(self, patches: int, dim: int) -> None:
-        self.frames = 0
-        self._sums = np.zeros((patches, dim))
-        self._products = np.zeros((dim, dim))
 
-    def add(self, embedding: FloatArray) -> None:
-        """embedding: float32 (patches, dim)."""
-        wide = embedding.astype(np.float64)
-        self.frames += 1
-        self._sums += wide
-        self._products += wide.T @ wide
+def covariance_of(frames: Iterable[FloatArray], dim: int) -> Float64s:
+    """(dim, dim), of frames less their mean; a frame is (patches, dim)."""
+    total, rows = np.zeros((dim, dim)), 0
+    for frame in frames:
+        wide = frame.astype(np.float64)
+        total += wide.T @ wide
+        rows += len(wide)
+    return np.asarray(total / rows)
 
-    def mean(self) -> FloatArray:
-        """float32 (patches, dim): each patch's mean, drawn towards the mean of all where frames are few."""
-        own = self._sums / self.frames
-        belief = self.frames / (self.frames + _HALF_BELIEVED_FRAMES)
-        return np.asarray(belief * own + (1 - belief) * own.mean(axis=0), np.float32)
 
-    def covariance(self, mean: FloatArray) -> Float64s:
-        """(dim, dim), about a mean of each patch."""
-        wide = mean.astype(np.float64)
-        crossed = self._sums.T @ wide
-        count = self.frames * len(self._sums)
-        return np.asarray((self._products - crossed - crossed.T + self.frames * (wide.T @ wide)) / count)
+def patch_weights(sensitivity: Sensitivity | None, patches: int) -> FloatArray | None:
+    """By what each patch is multiplied so that an error counts the same in all: float32 (patches,), or None.
+
+    Raises BundleError for a sensitivity of another number of patches.
+    """
+    if sensitivity is None or sensitivity.patches is None:
+        return None
+    if len(sensitivity.patches) != patches:
+        raise BundleError(f"the sensitivity is of {len(sensitivity.patches)} patches, this model has {patches}")
+    counts = (1 - _EVEN_SHARE) * sensitivity.patches / sensitivity.patches.mean() + _EVEN_SHARE
+    return np.asarray(np.sqrt(counts), np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,8 +67,8 @@ class Basis:
     variances: Float64s
 
 
-def learn_basis(covariance: Float64s, columns: int, sensitivity: FloatArray | None = None) -> Basis:
-    """The `columns` directions of most variance, weighted by `sensitivity` (dim, dim), symmetric, where it is given.
+def learn_basis(covariance: Float64s, columns: int, sensitivity: Sensitivity | None = None) -> Basis:
+    """The `columns` directions of most variance, weighted by the directions of `sensitivity` where it is given.
 
     Raises BundleError for a sensitivity of another model's width.
     """
@@ -71,9 +77,10 @@ def learn_basis(covariance: Float64s, columns: int, sensitivity: FloatArray | No
         chosen = np.ascontiguousarray(vectors[:, ::-1][:, :columns], np.float32)
         return Basis(chosen, chosen, np.maximum(variances[::-1], 0))
     dim = len(covariance)
-    if sensitivity.shape != (dim, dim):
-        raise BundleError(f"the sensitivity is {sensitivity.shape}, this model's embeddings are {dim} wide")
-    weights = sensitivity.astype(np.float64) * ((1 - _EVEN_SHARE) * dim / np.trace(sensitivity))
+    directions = sensitivity.directions.astype(np.float64)
+    if directions.shape != (dim, dim):
+        raise BundleError(f"the sensitivity is {directions.shape}, this model's embeddings are {dim} wide")
+    weights = directions * ((1 - _EVEN_SHARE) * dim / np.trace(directions))
     weights[np.diag_indices(dim)] += _EVEN_SHARE
     lower = np.linalg.cholesky((weights + weights.T) / 2)
     variances, vectors = np.linalg.eigh(lower.T @ covariance @ lower)
@@ -98,10 +105,3 @@ def step_for(variances: Float64s, sqnr_db: float) -> float:
         if level <= ordered[count]:
             return float(np.sqrt(12 * max(level, 1e-20)))
     return float(np.sqrt(12 * ordered[-1]))
-
-
-def moments_of(frames: Iterable[FloatArray], patches: int, dim: int) -> Moments:
-    moments = Moments(patches, dim)
-    for frame in frames:
-        moments.add(frame)
-    return moments

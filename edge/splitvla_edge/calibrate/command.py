@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from splitvla_edge.calibrate.frames import Selection, find_sources, read_clips, select
-from splitvla_edge.calibrate.learn import MOST_COLUMNS, Clip, hold_out, learn, measure, measure_plain, sealed
+from splitvla_edge.calibrate.learn import MOST_COLUMNS, Clip, hold_out, learn, sealed
+from splitvla_edge.calibrate.measure import measure, measure_plain
 from splitvla_edge.calibrate.report import check_plot, draw
 from splitvla_edge.encoder import OnnxEncoder
 from splitvla_edge.image_pipelines import build_pipeline
@@ -19,12 +20,11 @@ from splitvla_edge.probe import probed
 from splitvla_edge.providers import AUTO
 from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.codec.installed import Parcel, calibrated, check_same, staged
-from splitvla_shared.codec.sensitivity import SENSITIVITY_FILE, load_sensitivity
+from splitvla_shared.codec.sensitivity import SENSITIVITY_FILE, Sensitivity, load_sensitivity
 from splitvla_shared.codec.tables import MAX_COLUMNS, CodecTables
 from splitvla_shared.codec.transform import TransformCodec
 from splitvla_shared.errors import BundleError, CodecError, ConfigError, ObservationError
 from splitvla_shared.image_pipelines import parse_image_pipeline
-from splitvla_shared.nouns import FloatArray
 from splitvla_shared.replaced import check_place, exchange
 from splitvla_shared.rungs import CODEC_KEY, RungCost
 from splitvla_shared.spec import ModelSpec
@@ -139,13 +139,13 @@ def _selected(request: CalibrateRequest) -> list[Selection]:
     return selections
 
 
-def _sensitivity(request: CalibrateRequest, bundle: Bundle) -> FloatArray | None:
+def _sensitivity(request: CalibrateRequest, bundle: Bundle) -> Sensitivity | None:
     if request.weighted is False:
         return None
-    matrix = load_sensitivity(bundle)
-    if matrix is None and request.weighted:
+    found = load_sensitivity(bundle)
+    if found is None and request.weighted:
         raise ConfigError(f"{bundle.path} has no {SENSITIVITY_FILE}; split again with this version, or use --plain")
-    return matrix
+    return found
 
 
 def _embedded(
@@ -173,7 +173,7 @@ def _embedded(
 
 
 def _measured(
-    tables: CodecTables, held: Sequence[Clip], sensitivity: FloatArray | None, progress: Progress
+    tables: CodecTables, held: Sequence[Clip], sensitivity: Sensitivity | None, progress: Progress
 ) -> tuple[RungCost, ...]:
     progress("measuring", 0, 2)
     plain = measure_plain(tables.mean, held, sensitivity)

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,14 +82,27 @@ def same_model(one: ModelSpec, other: ModelSpec) -> list[str]:
 
 
 @contextlib.contextmanager
-def staged(bundle: Bundle, parcel: Parcel, extra: Mapping[str, Any]) -> Iterator[Path]:
-    """A copy of the bundle with the parcel's tables in it, checked; `exchange` then puts it in the bundle's place."""
+def rewritten(
+    bundle: Bundle, spec: ModelSpec, extra: Mapping[str, Any], files: Mapping[str, bytes | None]
+) -> Iterator[Path]:
+    """A copy of the bundle with other files, None for one that goes; `exchange` then puts it in the bundle's place."""
     with staged_copy(bundle.path) as whole:
-        write_new(whole / CODEC_FILE, parcel.tables)
+        for name, data in files.items():
+            if data is None:
+                (whole / name).unlink(missing_ok=True)
+            else:
+                write_new(whole / name, data)
         (whole / MANIFEST).unlink()
-        write_manifest(whole, bundle.side, parcel.spec, extra)
+        write_manifest(whole, bundle.side, spec, extra)
         settle(whole / MANIFEST)
         settle(whole)
+        yield whole
+
+
+@contextlib.contextmanager
+def staged(bundle: Bundle, parcel: Parcel, extra: Mapping[str, Any]) -> Iterator[Path]:
+    """A copy of the bundle with the parcel's tables in it, checked; `exchange` then puts it in the bundle's place."""
+    with rewritten(bundle, parcel.spec, extra, {CODEC_FILE: parcel.tables}) as whole:
         yield whole
 
 

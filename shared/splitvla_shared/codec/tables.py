@@ -22,7 +22,8 @@ from splitvla_shared.codec.tokens import PAIR_TOKENS, QUAD_TOKENS, SINGLE_TOKENS
 from splitvla_shared.errors import BundleError
 from splitvla_shared.nouns import FloatArray
 
-FORMAT = 1
+# The second has weights of the patches; tables without are written in the first, which older versions read.
+FORMATS = (1, 2)
 # Scales are half octaves of the expected magnitude of a number, in steps of the quantiser: 2^((scale - 16) / 2).
 SCALE_ZERO = 16
 SINGLE_SCALES, JOINT_SCALES = 48, 28  # a sparse column's expectation is small, so joint tables need fewer
@@ -73,7 +74,8 @@ class CodecTables:
     """mean: float32 (patches, dim). analysis, synthesis: float32 (dim, columns); equal for an orthonormal basis.
 
     counts: uint32 (CONTEXTS, MAX alphabet), out of 2^12. sha256: of the file's bytes.
-    channel_mean: float32 (dim,), what coefficients are counted from.
+    channel_mean: float32 (dim,), what coefficients are counted from. patch_weights: float32 (patches,), by which a
+    patch is sent finer than the steps say; None: all as they say.
     """
 
     mean: FloatArray
@@ -82,6 +84,7 @@ class CodecTables:
     counts: npt.NDArray[np.uint32]
     rungs: tuple[RungTables, ...]
     sha256: str = ""
+    patch_weights: FloatArray | None = None
     probabilities: rans.Tables = field(init=False)
     channel_mean: FloatArray = field(init=False)
 
@@ -108,13 +111,15 @@ class CodecTables:
     def to_bytes(self) -> bytes:
         """The file. Raises nothing: what was checked can be written."""
         arrays: dict[str, Any] = {
-            "format": np.array(FORMAT, np.int64),
+            "format": np.array(FORMATS[self.patch_weights is not None], np.int64),
             "mean": self.mean,
             "analysis": self.analysis,
             "counts": self.counts,
         }
         if self.synthesis is not self.analysis:
             arrays["synthesis"] = self.synthesis
+        if self.patch_weights is not None:
+            arrays["patch_weights"] = self.patch_weights
         for index, rung in enumerate(self.rungs):
             grouping = rung.grouping
             arrays |= {
@@ -135,8 +140,9 @@ class CodecTables:
         """Read what `to_bytes` wrote. Raises BundleError on anything else; no pickle is ever loaded."""
         try:
             arrays = read_arrays(io.BytesIO(data))
-            if int(arrays["format"]) != FORMAT:
-                raise BundleError(f"codec tables of format {int(arrays['format'])}; this version reads {FORMAT}")
+            version = int(arrays["format"])
+            if version not in FORMATS:
+                raise BundleError(f"codec tables of format {version}; this version reads {FORMATS[0]}..{FORMATS[-1]}")
             analysis = arrays["analysis"]
             rungs: list[RungTables] = []
             while f"{len(rungs)}.name" in arrays:
@@ -148,6 +154,7 @@ class CodecTables:
                 counts=arrays["counts"],
                 rungs=tuple(rungs),
                 sha256=hashlib.sha256(data).hexdigest(),
+                patch_weights=arrays["patch_weights"] if version > FORMATS[0] else None,
             )
         except (ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
             reason = (str(error) or type(error).__name__)[:200]
@@ -174,6 +181,11 @@ def _check(tables: CodecTables) -> None:
     rows, mean_dim = _float_shape("mean", tables.mean)
     if _float_shape("synthesis", tables.synthesis) != (dim, columns) or mean_dim != dim or columns > MAX_COLUMNS:
         raise BundleError(f"codec tables: basis {(dim, columns)} and mean {(rows, mean_dim)} do not fit each other")
+    weights = tables.patch_weights
+    if weights is not None and (
+        weights.dtype != np.float32 or weights.shape != (rows,) or not ((weights > 1e-3) & (weights < 1e3)).all()
+    ):
+        raise BundleError(f"codec tables: the patches' weights are {weights.dtype} {weights.shape}, or out of range")
     counts = tables.counts
     if counts.dtype != np.uint32 or counts.shape != (CONTEXTS, max(ALPHABETS)):
         raise BundleError(f"codec tables: counts are {counts.dtype} {counts.shape}")

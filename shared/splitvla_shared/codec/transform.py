@@ -65,6 +65,10 @@ class TransformCodec:
         channel_mean = tables.mean.mean(axis=0, dtype=np.float64)
         means = (tables.mean - channel_mean) @ tables.analysis.astype(np.float64)
         self._patch_means = np.asarray(means, np.float32)
+        # A step is of a patch: finer where an error counts more. Of one row where all are alike.
+        weights = np.ones((1, 1), np.float32) if tables.patch_weights is None else tables.patch_weights[:, None]
+        self._finenesses = tuple(weights * np.float32(1 / rung.step) for rung in tables.rungs)
+        self._steps = tuple(np.float32(rung.step) / weights for rung in tables.rungs)
         # A number is at most 12 bits of token and 20 plain ones, a row's level at most 12 bits; a lane's state 31 bits.
         rows = tables.shape[0]
         most_numbers = max(rows * (rung.grouping.columns + 1) for rung in tables.rungs)
@@ -83,7 +87,8 @@ class TransformCodec:
         rows, columns = self.tables.shape[0], prepared.columns
         if coefficients.shape[0] != rows or coefficients.shape[1] < columns or coefficients.dtype != np.float32:
             raise CodecError(f"coefficients are {coefficients.dtype} {coefficients.shape}; expected {rows} x {columns}")
-        scaled = (coefficients[:, :columns] - self._patch_means[:, :columns]) * np.float32(1 / prepared.rung.step)
+        scaled = coefficients[:, :columns] - self._patch_means[:, :columns]
+        scaled *= self._finenesses[rung]
         if not float(np.abs(scaled).max()) <= MAX_MAGNITUDE:  # also false for NaN
             raise CodecError("a coefficient is not finite or far beyond the calibrated frames; send this frame exact")
         nearest = np.rint(scaled)
@@ -152,9 +157,9 @@ class TransformCodec:
 
     def reconstruct(self, frame: Reference) -> FloatArray:
         """float32 (patches, dim), finite. Raises CodecError when it is not."""
-        rung = self.tables.rungs[frame.rung]
-        coefficients = frame.numbers.astype(np.float32) * np.float32(rung.step)
-        patches = np.asarray(coefficients @ self.tables.synthesis[:, : rung.grouping.columns].T, np.float32)
+        coefficients = frame.numbers.astype(np.float32)
+        coefficients *= self._steps[frame.rung]
+        patches = np.asarray(coefficients @ self.tables.synthesis[:, : coefficients.shape[1]].T, np.float32)
         patches += self.tables.mean
         if not np.isfinite(patches).all():
             raise CodecError("the payload reconstructs to numbers that are not finite; the sender is broken")

@@ -1,0 +1,94 @@
+"""What answers react to: the gradients' directions and patches, and the command that puts them beside the encoder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from splitvla_cloud.__main__ import main
+from splitvla_cloud.answer_sensitivity import Answered, answer_sensitivity
+from splitvla_edge.calibrate.command import CalibrateRequest, calibrate
+from splitvla_shared.bundle import open_bundle
+from splitvla_shared.codec.bundled import read_tables
+from splitvla_shared.codec.sensitivity import load_sensitivity
+from tests.test_calibration_frames import CLIP, write_images
+
+DIM, PATCHES, ANSWER = 4, 9, 3
+
+
+class Reacting(torch.nn.Module):
+    """Says token 1 the more, the larger channel 2 of patch 4 is, and looks at nothing else."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = torch.nn.Embedding(8, DIM)
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.words
+
+    def forward(self, inputs_embeds: torch.Tensor, use_cache: bool, logits_to_keep: int) -> Any:
+        assert inputs_embeds.shape == (1, 2 + PATCHES + ANSWER - 1, DIM)  # BOS, patches, prompt, all ids but the last
+        said = torch.zeros(1, logits_to_keep, 8)
+        said[:, :, 1] = inputs_embeds[0, 1 + 4, 2]
+        return SimpleNamespace(logits=said)
+
+
+def test_only_what_the_answer_depends_on_counts_and_its_neighbours_in_the_picture() -> None:
+    patches = np.zeros((PATCHES, DIM), np.float32)
+    found = answer_sensitivity(Reacting(), [Answered((0, 5), patches, (1, 1, 1))] * 5)
+    expected = np.zeros((DIM, DIM))
+    expected[2, 2] = found.directions[2, 2]
+    assert expected[2, 2] > 0
+    np.testing.assert_array_equal(found.directions, expected)
+    assert found.patches is not None
+    np.testing.assert_allclose(found.patches, found.patches[4])  # of 3 x 3 patches all are neighbours of the middle
+
+
+def test_it_is_written_beside_the_encoder_and_calibration_sends_those_patches_finer(
+    tiny_bundles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundles = Path(shutil.copytree(tiny_bundles, tmp_path / "bundles"))
+    before = open_bundle(bundles / "edge", "edge")
+    write_images(tmp_path / "images", 2)
+    command = ["measure-sensitivity", "--bundles", str(bundles), "--frames", str(tmp_path / "images")]
+    assert main([*command, "--instruction", "pick up the can", "--device", "cpu"]) == 0
+    assert "run `splitvla-edge calibrate`" in capsys.readouterr().out
+    edge = open_bundle(bundles / "edge", "edge")
+    assert edge.spec == before.spec
+    found = load_sensitivity(edge)
+    assert found is not None
+    assert found.patches is not None
+    assert found.patches.mean() == pytest.approx(1, abs=1e-4)
+
+    calibrate(
+        CalibrateRequest(bundles / "edge", (CLIP,), bundles / "cloud", columns=64, most_frames=24, threads=1),
+        lambda stage, done, total: None,
+    )
+    tables = read_tables(open_bundle(bundles / "cloud", "cloud"))
+    assert tables is not None
+    assert tables.patch_weights is not None
+    assert tables.patch_weights.argmax() == found.patches.argmax()
+    assert tables.patch_weights.max() > 1
+
+
+def test_a_backbone_that_is_stored_quantised_is_named_with_the_remedy(
+    tiny_bundles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundles = Path(shutil.copytree(tiny_bundles, tmp_path / "bundles"))
+    manifest = bundles / "cloud" / "spec.json"
+    stored = json.loads(manifest.read_text())
+    stored["extra"]["precision"] = "int8"
+    manifest.write_text(json.dumps(stored))
+    images = write_images(tmp_path / "images", 2)
+    command = ["measure-sensitivity", "--bundles", str(bundles), "--frames", str(images), "--instruction", "go"]
+    assert main(command) == 2
+    assert "which has no gradients; split without --precision" in capsys.readouterr().err
