@@ -32,7 +32,6 @@ from splitvla_shared.encoders import ENCODER_FILES, FP32
 from splitvla_shared.errors import BundleError, ConfigError
 from splitvla_shared.nouns import FloatArray
 from splitvla_shared.replaced import exchange
-from splitvla_shared.replaced import exchange
 
 _DRAWS = 4  # of an answer, for each frame and instruction
 
