@@ -296,9 +296,11 @@ def test_built_in_frames_are_the_same_everywhere_and_differ_from_each_other() ->
     assert min(means) < 60 < 140 < max(means)
 
 
-def test_a_folder_of_frames_is_thinned_evenly(tmp_path: Path) -> None:
+def test_a_folder_of_frames_is_thinned_evenly_with_the_folders_in_it(tmp_path: Path) -> None:
     for index in range(MOST * 2):
-        PilImage.fromarray(np.full((8, 10, 3), index, np.uint8)).save(tmp_path / f"{index:03}.png")
+        folder = tmp_path / f"episode-{index // MOST}"
+        folder.mkdir(exist_ok=True)
+        PilImage.fromarray(np.full((8, 10, 3), index, np.uint8)).save(folder / f"{index:03}.png")
     (tmp_path / "notes.txt").write_text("no image")
     frames = calibration_frames(tmp_path, 16)
     assert (len(frames), int(frames[0][0, 0, 0]), int(frames[-1][0, 0, 0])) == (MOST, 0, MOST * 2 - 1)

@@ -19,17 +19,18 @@ _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif",
 
 
 def calibration_frames(folder: Path | None, size: int) -> list[Image]:
-    """uint8 RGB frames (size, size, 3): up to 32 images of `folder`, or eight made in code when it is None.
+    """uint8 RGB frames (size, size, 3): up to 32 images of `folder` and of the folders in it, or eight made in
+    code when it is None.
 
     Raises ObservationError when the folder holds no image or one that can't be read.
     """
     if folder is None:
         return [_scene(index, size) for index in range(BUILT_IN)]
     if not folder.is_dir():
-        raise ObservationError(f"--calibration {folder} is no folder; name one that holds camera frames")
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
+        raise ObservationError(f"{folder} is no folder; name one that holds camera frames")
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
     if not files:
-        raise ObservationError(f"--calibration {folder} holds no image; put some of the robot's camera frames there")
+        raise ObservationError(f"{folder} holds no image; put some of the robot's camera frames there")
     chosen = np.linspace(0, len(files) - 1, min(len(files), MOST)).round().astype(int)
     return [_read(files[index], size) for index in chosen]
 
@@ -41,7 +42,7 @@ def _read(file: Path, size: int) -> Image:
             with PilImage.open(file) as image:
                 return np.asarray(image.convert("RGB").resize((size, size), PilImage.Resampling.BICUBIC))
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, PilImage.DecompressionBombWarning) as error:
-        raise ObservationError(f"--calibration {file} can't be read: {error}; remove it or replace it") from error
+        raise ObservationError(f"{file} can't be read: {error}; remove it or replace it") from error
 
 
 def _scene(index: int, size: int) -> Image:
