@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
 from splitvla_cloud.admission import PassCost, choose
 from splitvla_cloud.scheduler import FrameQueue, Ticket
 from splitvla_shared.errors import DeadlineMissed
@@ -45,6 +47,33 @@ def test_nobody_is_made_late_by_company() -> None:
     assert choose([0.5, 9.0], 0.0, 8, costs) == 2, "the first is late anyway"
     assert choose([9.0], 0.0, 8, costs, running=[0.5]) == 0
     assert choose([9.0], 0.0, 8, costs, running=[0.1]) == 1
+
+
+def test_what_is_left_of_an_answer_is_its_other_passes_at_the_cost_of_one_without_new_frames() -> None:
+    costs = cost(n0=0.1, n1=1.0)
+    assert costs.rest(1) == 0.0
+    costs.learn_answer(7)
+    assert [costs.rest(passes) for passes in (0, 1, 7, 9)] == pytest.approx([0.7, 0.6, 0.0, 0.0])
+    costs.learn_answer(2)
+    assert costs.rest(1) == pytest.approx(0.5)
+
+
+def test_new_frames_wait_for_the_running_ones_where_these_lose_more_by_company_than_they_gain() -> None:
+    costs = cost(n0=0.1, n1=0.4, n2=0.5)
+    far = [math.inf] * 2
+    assert choose(far, 0.0, 8, costs, running=[9.0], wait_s=0.5) == 2
+    assert choose(far, 0.0, 8, costs, running=[9.0, 9.0], wait_s=0.5) == 0
+    assert choose(far, 0.0, 8, costs, running=[9.0], wait_s=0.0) == 0
+    assert choose(far, 0.0, 8, costs, wait_s=0.0) == 2, "nobody runs"
+
+
+def test_a_frame_is_late_when_its_last_pass_is_not_when_its_first_is() -> None:
+    queue: FrameQueue[str] = FrameQueue(4)
+    costs = cost(n0=0.1, n1=0.3)
+    costs.learn_answer(7)  # 0.3 s and six times 0.1 s
+    queue.offer(Ticket(1, 1, 0.8, 0.0, "hardly"), 0.0)
+    queue.offer(Ticket(2, 1, 1.5, 0.0, "in time"), 0.0)
+    assert [ticket.work for ticket in queue.take(0.0, 1, costs)[0]] == ["in time"]
 
 
 def test_a_deadline_that_no_pass_can_meet_is_dropped_and_the_floor_is_forgotten() -> None:

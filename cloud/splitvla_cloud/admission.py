@@ -1,13 +1,15 @@
 """How many waiting frames the next forward pass takes, by what passes have cost so far.
 
 Rules of this file: no clock; `now` and deadlines are monotonic seconds. The model of cost is what was measured: a mean
-for each number of new frames. What was never measured is taken to cost no more than less work did, so that it is tried.
+for each number of new frames, and how many passes an answer takes (one where its draft is right). What was never
+measured is taken to cost no more than less work did, so that it is tried.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 _WEIGHT = 0.2  # of the newest pass in the mean
 _USUAL_SHARE = 0.9  # of recent passes, which took no longer than what is usual
@@ -20,6 +22,7 @@ class PassCost:
     def __init__(self) -> None:
         self._means: dict[int, float] = {}
         self._recent: deque[tuple[float, float]] = deque()
+        self._passes: float | None = None
 
     def learn(self, frames: int, seconds: float, now: float) -> None:
         """frames: new ones in the pass that ended `now`; 0 for one that only went on with others."""
@@ -27,6 +30,15 @@ class PassCost:
         self._means[frames] = mean + _WEIGHT * (seconds - mean)
         if frames:
             self._recent.append((now, seconds))
+
+    def learn_answer(self, passes: int) -> None:
+        """passes: from the one that a frame came in with to the one that completed its answer, at least 1."""
+        mean = passes if self._passes is None else self._passes
+        self._passes = mean + _WEIGHT * (passes - mean)
+
+    def rest(self, passes: int) -> float:
+        """What is left of an answer after so many passes, if no frame comes in: 0 while no answer is known."""
+        return max(0.0, (self._passes or 0.0) - passes) * self.of(0)
 
     def of(self, frames: int) -> float:
         """Expected; that of the next smaller number where this one was never measured, 0 without any."""
@@ -50,16 +62,29 @@ class PassCost:
 FREE = PassCost()  # nothing learned: every pass is free
 
 
-def choose(deadlines: Sequence[float], now: float, room: int, cost: PassCost, running: Iterable[float] = ()) -> int:
+def choose(
+    deadlines: Sequence[float],
+    now: float,
+    room: int,
+    cost: PassCost,
+    running: Sequence[float] = (),
+    wait_s: float = math.inf,
+) -> int:
     """How many of the frames with these deadlines, first come first served, the next pass should take.
 
+    A deadline here is that of the pass: what is left of an answer after it has been taken off.
+
     One more is taken while there is room, while that makes nobody late who would not be late anyway (of those chosen
-    and of those `running`), and while the whole pass ends before the frames, one at a time, would have on the average.
+    and of those `running`), while the whole pass ends before the frames, one at a time, would have on the average, and
+    while the running ones, who wait for it, lose less time by it than the new ones gain, who would else wait for
+    `wait_s` until those are done.
     """
     held = list(running)
     for count, deadline in enumerate(deadlines[:room], start=1):
         before, after = now + cost.of(count - 1), now + cost.of(count)
         if count > 1 and cost.of(count) > (count + 1) / 2 * cost.of(1):
+            return count - 1
+        if len(running) * (cost.of(count) - cost.of(0)) > count * wait_s:
             return count - 1
         if any(before <= other < after for other in held):
             return count - 1

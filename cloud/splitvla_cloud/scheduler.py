@@ -9,8 +9,9 @@ those go first that will: it is tried when nothing better is there.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -101,15 +102,22 @@ class FrameQueue(Generic[T]):
         return dropped
 
     def take(
-        self, now: float, room: int = 1, cost: PassCost = FREE, running: Iterable[float] = ()
+        self,
+        now: float,
+        room: int = 1,
+        cost: PassCost = FREE,
+        running: Sequence[float] = (),
+        wait_s: float = math.inf,
     ) -> tuple[list[Ticket[T]], list[Dropped[T]]]:
         """At most `room` frames to serve together, removed, and those dropped because their deadline can't be met.
 
-        cost: of a pass with so many new frames. running: deadlines of the frames that are being served.
+        cost: of a pass with so many new frames, and of answers. running: until when the next pass must have ended, for
+        each of the frames that are being served. wait_s: until these are done if no frame comes in.
         """
         dropped = self._drop_expired(now, cost.floor(now))
-        order = self._order(now + cost.usual(now))
-        taken = order[: choose([ticket.deadline for ticket in order], now, room, cost, running)]
+        rest = cost.rest(1)
+        order = self._order(now + cost.usual(now) + rest)
+        taken = order[: choose([ticket.deadline - rest for ticket in order], now, room, cost, running, wait_s)]
         for ticket in taken:
             self._turns += 1
             if known := self._sessions.get(ticket.session):

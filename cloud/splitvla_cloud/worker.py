@@ -49,13 +49,14 @@ class _Job:
     future: Future[Served]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _InEngine:
-    """A frame that is in the engine: when it came there, and how long it had waited."""
+    """A frame in the engine: when it came there, how long it had waited, and the passes since. Mutable: these."""
 
     future: Future[Served]
     started: float
     queue_ms: float
+    passes: int = 0
 
 
 class GpuWorker:
@@ -185,9 +186,12 @@ class GpuWorker:
                 self._wake.wait_for(lambda: self._closed or len(self._queue))
                 if self._closed:
                     return None
-            deadlines = [frame.deadline for frame in self._running]
+            left = [(frame.deadline, self._cost.rest(served.passes)) for frame, served in self._running.items()]
+            after_s = self._cost.of(0)  # what is left then is what is left now less a pass
+            limits = [deadline - max(0.0, rest_s - after_s) for deadline, rest_s in left]
+            wait_s = max((rest_s for _, rest_s in left), default=0.0)
             room = capacity - len(self._running)
-            tickets, dropped = self._queue.take(self._clock(), room, self._cost, deadlines)
+            tickets, dropped = self._queue.take(self._clock(), room, self._cost, limits, wait_s)
         for leaving in dropped:
             _resolve(leaving.ticket.work.future, leaving.error)
         return tickets
@@ -218,6 +222,8 @@ class GpuWorker:
             with self._wake:
                 self._meter.end(ended)
                 self._cost.learn(fresh, ended - began, ended)
+        for served in self._running.values():
+            served.passes += 1
         results = [self._told(outcome) for outcome in outcomes]
         if any(isinstance(result, Tokens) for result in results):
             self._faults = 0
@@ -236,6 +242,9 @@ class GpuWorker:
 
     def _answer(self, frame: Frame, result: Tokens | SplitVLAError) -> None:
         served = self._running.pop(frame)
+        if isinstance(result, Tokens):
+            with self._wake:
+                self._cost.learn_answer(served.passes)
         _resolve(served.future, Served(result, served.queue_ms) if isinstance(result, Tokens) else result)
 
     def _load_engine(self) -> Engine | None:
