@@ -15,6 +15,7 @@ from splitvla_edge.fallback import TRANSITIONS, Event, State
 FIGURE = Path(__file__).resolve().parent.parent / "docs" / "fallback.svg"
 _WIDTH, _HEIGHT = 1180, 780
 _BOX = (132, 46)
+Point = tuple[float, float]
 _PLACES = {
     State.INIT: (110, 330),
     State.NOMINAL: (430, 110),
@@ -106,8 +107,8 @@ def _arrow(begin: State, end: State, number: int) -> str:
     length = math.hypot(x2 - x1, y2 - y1)
     ux, uy = (x2 - x1) / length, (y2 - y1) / length
     shift_x, shift_y = -uy * 9, ux * 9
-    from_x, from_y = _edge(x1 + shift_x, y1 + shift_y, ux, uy)
-    to_x, to_y = _edge(x2 + shift_x, y2 + shift_y, -ux, -uy)
+    from_x, from_y = _edge((x1, y1), (shift_x, shift_y), (ux, uy))
+    to_x, to_y = _edge((x2, y2), (shift_x, shift_y), (-ux, -uy))
     text_x, text_y = from_x + (to_x - from_x) * 0.3 + shift_x, from_y + (to_y - from_y) * 0.3 + shift_y + 4
     return (
         f'<line x1="{from_x:.0f}" y1="{from_y:.0f}" x2="{to_x:.0f}" y2="{to_y:.0f}" '
@@ -116,11 +117,13 @@ def _arrow(begin: State, end: State, number: int) -> str:
     )
 
 
-def _edge(x: float, y: float, ux: float, uy: float) -> tuple[float, float]:
-    """Where a ray from a box's middle leaves it."""
-    half_width, half_height = _BOX[0] / 2, _BOX[1] / 2
-    reach = min(half_width / abs(ux) if ux else math.inf, half_height / abs(uy) if uy else math.inf)
-    return x + ux * reach, y + uy * reach
+def _edge(middle: Point, shift: Point, towards: Point) -> Point:
+    """Where a ray that begins beside a box's middle leaves the box."""
+    reach = min(
+        (half - math.copysign(1, direction) * aside) / abs(direction) if direction else math.inf
+        for half, aside, direction in zip((_BOX[0] / 2, _BOX[1] / 2), shift, towards, strict=True)
+    )
+    return middle[0] + shift[0] + towards[0] * reach, middle[1] + shift[1] + towards[1] * reach
 
 
 def _escape(text: str) -> str:
