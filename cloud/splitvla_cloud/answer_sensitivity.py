@@ -20,16 +20,13 @@ import numpy as np
 import torch
 
 from splitvla_cloud.backbone import TEXT_TOKENS, Backbone, load_model
+from splitvla_cloud.halves import embedded, open_halves
 from splitvla_cloud.prompt import Prompt
 from splitvla_cloud.settings import PRECISION_KEY
-from splitvla_cloud.split.calibration_frames import calibration_frames
-from splitvla_cloud.split.encoder_parity import run_graph
 from splitvla_cloud.split.progress import Progress, counter, silent
-from splitvla_shared.bundle import open_bundle
 from splitvla_shared.codec.installed import rewritten
 from splitvla_shared.codec.sensitivity import Sensitivity, sensitivity_files
-from splitvla_shared.encoders import ENCODER_FILES, FP32
-from splitvla_shared.errors import BundleError, ConfigError
+from splitvla_shared.errors import ConfigError
 from splitvla_shared.nouns import FloatArray
 from splitvla_shared.replaced import exchange
 
@@ -62,13 +59,10 @@ def measure_sensitivity(request: SensitivityRequest, report: Progress = silent) 
     Raises BundleError when the halves do not belong together, ObservationError for frames that can't be read,
     ConfigError for a device or precision that there is not or that has no gradients.
     """
-    edge, cloud = open_bundle(request.bundles / "edge", "edge"), open_bundle(request.bundles / "cloud", "cloud")
-    if lines := edge.spec.differences(cloud.spec):
-        raise BundleError(f"{request.bundles} holds halves of two models: {lines[0]}; see `adopt-codec`")
+    edge, cloud = open_halves(request.bundles)
     if stored := cloud.extra.get(PRECISION_KEY):
         raise ConfigError(f"{cloud.path} is stored as {stored}, which has no gradients; split without --precision")
-    images = calibration_frames(request.frames, edge.spec.image_size)
-    embeddings = run_graph(FP32, edge.path / ENCODER_FILES[FP32], images, counter(report, "frames", len(images)))
+    embeddings = embedded(edge, request.frames, report)
     model, device = load_model(cloud, request.precision, request.device)
     backbone = Backbone(model, request.precision, device, tokens=cloud.spec.patches + TEXT_TOKENS)
     prompt = Prompt.load(cloud.path, cloud.spec)

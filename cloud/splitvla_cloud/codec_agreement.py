@@ -13,19 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from splitvla_cloud.backbone import Backbone
+from splitvla_cloud.halves import embedded, open_halves
 from splitvla_cloud.precision import Precision
 from splitvla_cloud.prompt import Prompt
 from splitvla_cloud.settings import PRECISION_KEY
-from splitvla_cloud.split.calibration_frames import calibration_frames
-from splitvla_cloud.split.encoder_parity import run_graph
 from splitvla_cloud.split.progress import Progress, counter, silent
-from splitvla_shared.bundle import Bundle, open_bundle
+from splitvla_shared.bundle import Bundle
 from splitvla_shared.codec import decode, encode
 from splitvla_shared.codec.bundled import CODEC_FILE, read_tables
 from splitvla_shared.codec.installed import Parcel, staged
 from splitvla_shared.codec.tables import CodecTables
 from splitvla_shared.codec.transform import Binding, TransformCodec
-from splitvla_shared.encoders import ENCODER_FILES, FP32
 from splitvla_shared.errors import BundleError, ConfigError
 from splitvla_shared.nouns import FloatArray, Scheme
 from splitvla_shared.replaced import exchange
@@ -59,14 +57,11 @@ def measure_agreement(request: AgreementRequest, report: Progress = silent) -> t
     """
     if not request.instructions:
         raise ConfigError("no instruction to measure with; name one with --instruction")
-    edge, cloud = open_bundle(request.bundles / "edge", "edge"), open_bundle(request.bundles / "cloud", "cloud")
-    if lines := edge.spec.differences(cloud.spec):
-        raise BundleError(f"{request.bundles} holds halves of two models: {lines[0]}; see `adopt-codec`")
+    edge, cloud = open_halves(request.bundles)
     tables, costs = read_tables(edge), read_costs(edge.extra)
     if tables is None or not costs:
         raise BundleError(f"{edge.path} has no codec; run `splitvla-edge calibrate` first")
-    images = calibration_frames(request.frames, edge.spec.image_size)
-    embeddings = run_graph(FP32, edge.path / ENCODER_FILES[FP32], images, counter(report, "frames", len(images)))
+    embeddings = embedded(edge, request.frames, report)
     tokens = _token_source(cloud, request)
     harms = dict(_harms(tables))
     advance = counter(report, "agreement", len(harms))
