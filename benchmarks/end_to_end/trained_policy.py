@@ -12,7 +12,9 @@ from pathlib import Path
 
 from benchmarks.end_to_end.site import Site, start_here
 from benchmarks.frames import CLIP
+from splitvla_edge.calibrate.command import MOST_FRAMES, CalibrateRequest, calibrate
 from splitvla_edge.robots.metaworld.tasks import TASKS
+from splitvla_shared.codec.installed import Parcel, install
 
 NAME = "the trained policy of the simulated world"
 LEARN, FRAMES = CLIP.parent / "world" / "learn", CLIP.parent / "world" / "drawer-open.mp4"
@@ -34,7 +36,7 @@ def trained_here(threads: int, precision: str) -> Iterator[Site]:
 
     checkpoint = trained()
     with halves(checkpoint) as bundles:
-        calibrate_halves(bundles, (LEARN,), threads, _RECORDED_HZ)
+        calibrate_halves(bundles, (LEARN,), threads, _RECORDED_HZ, _CALIBRATION_FRAMES)
         with start_here(
             checkpoint,
             bundles,
@@ -47,15 +49,14 @@ def trained_here(threads: int, precision: str) -> Iterator[Site]:
             yield site
 
 
-def calibrate_halves(bundles: Path, frames: Sequence[Path], threads: int, hz: float) -> None:
+def calibrate_halves(
+    bundles: Path, frames: Sequence[Path], threads: int, hz: float, most_frames: int = MOST_FRAMES
+) -> None:
     """What `splitvla-edge calibrate` and then `splitvla-cloud adopt-codec` do. Raises what they raise."""
-    from splitvla_edge.calibrate.command import CalibrateRequest, calibrate
-    from splitvla_shared.codec.installed import Parcel, install
-
     with tempfile.TemporaryDirectory() as folder:
         parcel = Path(folder) / "codec.parcel"
         request = CalibrateRequest(
-            bundles / "edge", tuple(frames), parcel=parcel, threads=threads, hz=hz, most_frames=_CALIBRATION_FRAMES
+            bundles / "edge", tuple(frames), parcel=parcel, threads=threads, hz=hz, most_frames=most_frames
         )
         calibrate(request, lambda stage, done, total: None)
         install(bundles / "cloud", Parcel.read(parcel))
