@@ -8,6 +8,7 @@ bytes do, so that a robot behind a closed link learns nothing of a dead server.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -136,11 +137,10 @@ class LinkProxy:
 
     def __enter__(self) -> LinkProxy:
         self._thread.start()
-        try:
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(self._end)
             asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(_START_S)
-        except BaseException:
-            self._end()
-            raise
+            on_error.pop_all()
         return self
 
     def __exit__(

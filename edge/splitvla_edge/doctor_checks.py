@@ -6,6 +6,7 @@ which is its FAIL; what it opened it leaves in the Patient for the checks behind
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import time
@@ -153,12 +154,11 @@ def check_encode_time(patient: Patient) -> Finding:
 def check_health(patient: Patient) -> Finding:
     """The gRPC health service, which answers while the model is busy."""
     link = GrpcLink(patient.settings.server, security=patient.settings.security)
-    try:
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(link.close)
         link.describe(_CONNECT_S)  # waits for a connection, as a run does
         status = link.health(_CONNECT_S)
-    except BaseException:
-        link.close()
-        raise
+        on_error.pop_all()
     patient.link = link
     return Finding(status == "SERVING", status)
 

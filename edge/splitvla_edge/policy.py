@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import secrets
 import time
@@ -153,7 +154,8 @@ class EdgePolicy:
         addresses = check_addresses(server)  # first: a mistyped address should not cost a model load
         first = GrpcLink(addresses[0], security=security)
         link: Link = first
-        try:
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(lambda: link.close())
             opened = open_bundle(Path(bundle), "edge")
             model = read_edge_model(opened, unnorm_key)
             if len(addresses) > 1:
@@ -175,9 +177,7 @@ class EdgePolicy:
                 tables=tables,
                 rungs=rungs,
             )
-        except BaseException:
-            link.close()
-            raise
+            on_error.pop_all()
         policy.selection = onnx.selection
         return policy
 
@@ -217,11 +217,10 @@ class EdgePolicy:
             encoder=encoder,
             provider=provider,
         )
-        try:
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(policy.close)
             policy.handshake(connect_timeout_s)
-        except BaseException:
-            policy.close()
-            raise
+            on_error.pop_all()
         return policy
 
     def handshake(self, timeout_s: float = 5.0) -> ServerDescription:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -85,11 +86,10 @@ class SimulatedRobot:
         )
         robot = cls(space, settings, dt_s, supervisor, memory)
         supervisor.begin()
-        try:
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(robot.close)
             robot._wait_until_it_stands(supervisor)
-        except BaseException:
-            robot.close()
-            raise
+            on_error.pop_all()
         return robot
 
     @property
