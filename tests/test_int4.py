@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from splitvla_cloud.backbone import Backbone, load_model
-from splitvla_cloud.engine.fp8 import convert, emulate, quantise
+from splitvla_cloud.engine.fp8 import emulate, quantise
 from splitvla_cloud.engine.int4 import GROUP, Int4Linear, pack, unpack
-from splitvla_cloud.golden import INSTRUCTION, check_backbone
-from splitvla_cloud.precision import check_device, check_shapes
-from splitvla_cloud.prompt import Prompt
-from splitvla_shared.bundle import open_bundle
+from splitvla_cloud.precision import check_shapes
 from splitvla_shared.errors import ConfigError
 
 
@@ -89,27 +84,6 @@ def test_compiled_as_on_a_gpu_it_unpacks_the_same(layer: nn.Linear) -> None:
     compiled = torch.compile(unpack, dynamic=False)
     with torch.inference_mode():
         assert torch.equal(compiled(*packed).view(torch.uint8), unpack(*packed).view(torch.uint8))
-
-
-def test_a_converted_backbone_answers_its_probe_in_less_memory(tiny_bundles: Path) -> None:
-    bundle = open_bundle(tiny_bundles / "cloud", "cloud")
-    model, _ = load_model(bundle, "bf16", "cpu")
-    before, parameters = model.get_memory_footprint(), model.num_parameters()
-    convert(model, Int4Linear)
-    backbone = Backbone(model, "int4", "cpu")
-    check_backbone(backbone, Prompt.load(bundle.path, bundle.spec).ids(INSTRUCTION), bundle.spec, bundle.path)
-    backbone.warm_up(bundle.spec.patches, 7)
-    assert backbone.memory_bytes < 0.65 * before  # the head and the embeddings stay as they are
-    assert backbone.parameters == parameters
-
-
-def test_a_machine_is_told_what_int4_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"int4 needs a CUDA GPU of compute capability 8\.9.*use precision int8"):
-        check_device("int4", "cpu")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
-    with pytest.raises(ConfigError, match=r"int4 .*NVIDIA A100 has 8\.0; use precision int8"):
-        check_device("int4", "cuda:0")
 
 
 def test_int4_refuses_layers_whose_inputs_are_no_whole_groups() -> None:
