@@ -3,11 +3,11 @@
     python -m benchmarks.codec BUNDLES CLIPS... [--plot FILE]
 
 BUNDLES holds edge/ and cloud/ as `split` left them. A clip is PATH or PATH@N, every Nth frame of a video, of a folder
-of images, or of a folder with images.npy. Every third clip is measured on, the codec learns from the others; `--within` learns from the
-first half of each clip and measures on the second. Three codecs are learned: a basis by energy alone, one weighted by
-what the backbone's first layer reacts to, and one by what the answers to the learned frames react to. A rung's
-embedding is decoded and given to the backbone; a picture is decoded and run through the whole model. All are compared
-with what the model says of the unharmed frame.
+of images, or of a folder with images.npy. Every third clip is measured on, the codec learns from the others; `--within`
+learns from the first half of each clip and measures on the second. Three codecs are learned: a basis by energy alone,
+one weighted by what the backbone's first layer reacts to, and one by what the answers to the learned frames react to. A
+rung's embedding is decoded and given to the backbone; a picture is decoded and run through the whole model. All are
+compared with what the model says of the unharmed frame.
 """
 
 from __future__ import annotations
