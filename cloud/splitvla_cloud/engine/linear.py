@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.nn import functional
+
+from splitvla_cloud.engine.widened import product
 
 
 class Projection(Protocol):
@@ -28,7 +29,8 @@ class Fused:
     """One matrix product for several plain linear layers. Row i of the result depends on row i of the input alone."""
 
     def __init__(self, parts: Sequence[nn.Linear]) -> None:
-        self._weight = torch.cat([part.weight.detach() for part in parts])
+        weights = [part.weight.detach() for part in parts]
+        self._weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         biased = [part for part in parts if part.bias is not None]
         self._bias = torch.cat([part.bias.detach() for part in biased]) if biased else None
         self._ends = [0]
@@ -37,11 +39,11 @@ class Fused:
             part.weight = nn.Parameter(self._weight[self._ends[-2] : self._ends[-1]], requires_grad=False)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        return functional.linear(rows, self._weight, self._bias)
+        return product(rows, self._weight, self._bias)
 
     def some(self, rows: torch.Tensor, first: int, last: int) -> torch.Tensor:
         part = slice(self._ends[first], self._ends[last])
-        return functional.linear(rows, self._weight[part], None if self._bias is None else self._bias[part])
+        return product(rows, self._weight[part], None if self._bias is None else self._bias[part])
 
 
 class Beside:

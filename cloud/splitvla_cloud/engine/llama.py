@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from splitvla_cloud.engine.kv_cache import KVCache
 from splitvla_cloud.engine.linear import project
+from splitvla_cloud.engine.widened import product
 from splitvla_shared.errors import BundleError
 
 # Position tables that are the same for every length of sequence.
@@ -82,13 +83,12 @@ class _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         self.before, self.between = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
         self.qkv = project(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out = attention.o_proj
-        self.gate_up, self.down = project(mlp.gate_proj, mlp.up_proj), mlp.down_proj
+        self.out = project(attention.o_proj)
+        self.gate_up, self.down = project(mlp.gate_proj, mlp.up_proj), project(mlp.down_proj)
 
     def mlp(self, rows: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_up(rows).chunk(2, dim=-1)
-        result: torch.Tensor = self.down(functional.silu(gate).mul_(up))
-        return result
+        return self.down(functional.silu(gate).mul_(up))
 
 
 class Llama:
@@ -150,13 +150,9 @@ class Llama:
 
     def logits(self, hidden: torch.Tensor, allowed: range | None = None) -> torch.Tensor:
         """float32 (n, vocabulary), or of the allowed ids alone."""
-        if allowed is None:
-            result: torch.Tensor = self._head(hidden)
-        else:
-            ids = slice(allowed.start, allowed.stop)
-            bias = self._head.bias
-            result = functional.linear(hidden, self._head.weight[ids], None if bias is None else bias[ids])
-        return result.float()
+        ids = slice(None) if allowed is None else slice(allowed.start, allowed.stop)
+        bias = self._head.bias
+        return product(hidden, self._head.weight[ids], None if bias is None else bias[ids]).float()
 
     def _last_layer(
         self,
