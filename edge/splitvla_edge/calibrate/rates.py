@@ -47,6 +47,8 @@ Clip = Sequence[FloatArray]  # coefficients less the patch means, (rows, columns
 _LEAST_DEVIATION = 0.22
 # Expected magnitudes above which a column has a token alone, and above which two share one.
 _SINGLE_FROM, _PAIR_FROM = 3.0, 0.3
+# A lane for every so many bytes: it costs half a byte, and the time of a frame falls until there are far more.
+_LANE_BYTES = 24
 _GAINS = (256, 240, 224, 192, 128, 64, 0)  # best first where two are as good
 _PRIOR_WEIGHT = 48.0  # tokens' worth of the parametric prior in every table
 _LARGEST_SCALE = 255
@@ -69,7 +71,8 @@ def columns_for(variances: Float64s, step: float, most: int) -> int:
 def learn_rung(name: str, step: float, columns: int, clips: Sequence[Clip]) -> tuple[RungTables, Sequences]:
     """Everything of a rung but the shared probability tables."""
     keys = [key_numbers(frame[:, :columns], step) for clip in clips for frame in clip]
-    magnitudes = np.mean([np.abs(each).mean(axis=0) for each in keys], axis=0)
+    of_rows = np.mean([np.abs(each) for each in keys], axis=0)
+    magnitudes = of_rows.mean(axis=0)
     grouping = _grouping(magnitudes)
     columns = grouping.columns
     keys = [each[:, :columns] for each in keys]
@@ -79,7 +82,7 @@ def learn_rung(name: str, step: float, columns: int, clips: Sequence[Clip]) -> t
     rung = RungTables(
         name=name,
         step=float(np.float32(step)),
-        lanes=_lanes(len(keys[0]), magnitudes[:columns]),
+        lanes=_lanes(of_rows[:, :columns]),
         grouping=grouping,
         key_scales=_scales(magnitudes[:columns], grouping),
         predicted_scales=_scales(residual, grouping),
@@ -228,10 +231,13 @@ def _group_sums(sizes: Int32, grouping: Grouping) -> Any:
     )
 
 
-def _lanes(rows: int, magnitudes: Float64s) -> int:
-    """A lane costs half a byte and saves time: one for every 32 bytes of a frame, about."""
-    entropy_bits = float(np.log2(1 + 2.5 * magnitudes).sum()) * rows
-    return int(np.clip(entropy_bits / 256, 32, MAX_LANES))
+def _lanes(magnitudes: Float64s) -> int:
+    """Of a key frame, whose bytes are estimated.
+
+    magnitudes: mean ones, (rows, columns). A Laplace number of mean magnitude m takes log2(2 e m) bits, if m is large.
+    """
+    entropy_bits = float(np.log2(1 + 2 * np.e * magnitudes).sum())
+    return int(np.clip(entropy_bits / (8 * _LANE_BYTES), 32, MAX_LANES))
 
 
 def _prior(context: int) -> Float64s:

@@ -29,7 +29,7 @@ from splitvla_shared.nouns import FloatArray, Scheme
 
 # More numbers than this share that their tokens can't say: a frame unlike any that was calibrated with. So few columns
 # that it costs nothing are sent all the same.
-_EXCESS_SHARE, _EXCESSES_ALLOWED = 4, 4096
+_EXCESS_SHARE, _EXCESSES_ALLOWED = 2, 4096
 _BOUND = struct.Struct("<8sBBQQQ")
 _CRC_BYTES, _WORDS_BYTES, _CHECKSUM_BYTES = 4, 3, 4
 _LEAST_BYTES = 1 + _WORDS_BYTES + _CRC_BYTES
