@@ -98,7 +98,7 @@ def learn_rung(name: str, step: float, columns: int, clips: Sequence[Clip]) -> t
 
 def key_numbers(coefficients: FloatArray, step: float) -> Int32:
     scaled = coefficients * np.float32(1 / step)
-    return departure(scaled, np.rint(scaled))
+    return departure(scaled, np.rint(scaled).astype(np.int32))
 
 
 def closed_loop(clips: Sequence[Clip], step: float, gains: npt.NDArray[np.uint16]) -> list[tuple[Int32, Int32]]:
@@ -113,7 +113,7 @@ def closed_loop(clips: Sequence[Clip], step: float, gains: npt.NDArray[np.uint16
                 numbers = key_numbers(frame[:, : len(gains)], step)
                 continue
             prediction = predicted_numbers(numbers, factors)
-            difference = departure(scaled, np.rint(scaled), prediction)
+            difference = departure(scaled, np.rint(scaled).astype(np.int32), prediction)
             found.append((difference, numbers))
             numbers = prediction + difference
     return found

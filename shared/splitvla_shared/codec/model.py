@@ -119,18 +119,15 @@ def expected_magnitude(scales: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return expected
 
 
-def departure(scaled: FloatArray, nearest: FloatArray, prediction: Int32 | None = None) -> Int32:
+def departure(scaled: FloatArray, nearest: Int32, prediction: Int32 | None = None) -> Int32:
     """From the prediction, zero where it is None, to the nearest whole number; zero where it is near enough.
 
     scaled: coefficients in steps. nearest: these rounded.
     """
     away = scaled if prediction is None else scaled - prediction.astype(np.float32)
     far = (np.abs(away) >= np.float32(DEAD_ZONE)).view(np.int8).astype(np.int32)
-    steps = nearest.astype(np.int32)
-    if prediction is not None:
-        steps -= prediction
-    steps *= far
-    return steps
+    far *= nearest if prediction is None else nearest - prediction
+    return far
 
 
 def predicted_numbers(numbers: Int32, gains: Int32) -> Int32:

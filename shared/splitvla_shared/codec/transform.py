@@ -91,7 +91,7 @@ class TransformCodec:
         scaled *= self._finenesses[rung]
         if not float(np.abs(scaled).max()) <= MAX_MAGNITUDE:  # also false for NaN
             raise CodecError("a coefficient is not finite or far beyond the calibrated frames; send this frame exact")
-        nearest = np.rint(scaled)
+        nearest = np.rint(scaled).astype(np.int32)
         numbers = residual = departure(scaled, nearest)
         used = None
         if reference is not None and reference.rung == rung:
