@@ -152,7 +152,7 @@ class Detokenizer:
 
 
 def _joint(parts: npt.NDArray[np.uint8], weights: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """One token for every len(weights) columns: the sum of weight x part, 81 at most.
+    """One token for every len(weights) columns: the sum of weight x part, 80 at most.
 
     All columns of a group are multiplied and added at once, as the bytes of one whole number, whose highest byte is the
     sum: the bytes below are too small to carry into it.
