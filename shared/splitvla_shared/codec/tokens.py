@@ -135,18 +135,18 @@ class Detokenizer:
         """How many bits complete the numbers, known before any is read. excess: the tokens, `excesses` of them."""
         tokens = np.concatenate((self._kinds[0][self._beyond[0]], excess))
         self._bases, self._widths = SINGLE_BASES.take(tokens), SINGLE_WIDTHS.take(tokens)
-        self._signs = int(np.count_nonzero(self._numbers))
-        return self._signs + int(self._widths.sum())
+        self._signed = np.flatnonzero(self._numbers != 0)  # what is added later makes no zero
+        return len(self._signed) + int(self._widths.sum())
 
     def numbers(self, bits: Bits) -> Int32:
         """int32 (rows, columns). bits: exactly as many as `bits_needed` said."""
-        found = self._bases + gather(bits[self._signs :], self._widths).astype(np.int32)
+        found = self._bases + gather(bits[len(self._signed) :], self._widths).astype(np.int32)
         singles, pairs, quads = np.split(found, (self._long, self._long + self.pair_excesses))
         self._kinds[0][self._beyond[0]] = singles
         self._kinds[1][self._beyond[1]] += pairs
         self._kinds[2][self._beyond[2]] += quads
         flat = self._numbers.reshape(-1)
-        negative = np.flatnonzero(flat != 0).compress(bits[: self._signs].view(np.bool_))
+        negative = self._signed.compress(bits[: len(self._signed)].view(np.bool_))
         flat[negative] = -flat[negative]
         return self._numbers
 
