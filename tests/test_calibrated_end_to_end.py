@@ -65,10 +65,12 @@ def test_a_codec_rung_gives_the_tokens_of_the_embedding_that_it_stands_for(bundl
             pytest.skip("this server does not speak the codec yet")
     edge, cloud = open_bundle(bundles / "edge", "edge"), open_bundle(bundles / "cloud", "cloud")
     tables, ladder = read_ladder(edge, "db36")
+    rung = ladder[0].codec_rung
     assert tables is not None
+    assert rung is not None
     encoder, codec = OnnxEncoder(edge, 1, tables=tables), TransformCodec(tables)
     square = to_square(read_frames()[0], 224, edge.spec.resize)
-    sent = codec.encode(encoder.coefficients(square), 0, Binding(1, 1))
+    sent = codec.encode(encoder.coefficients(square), rung, Binding(1, 1))
     patches = codec.reconstruct(sent.reference)
     ids = Prompt.load(cloud.path, cloud.spec).ids(INSTRUCTION)
     with EdgePolicy.connect(bundles / "edge", server, unnorm_key=KEY, threads=1, scheme="db36") as policy:

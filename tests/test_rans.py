@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitvla_shared.codec import rans
-from splitvla_shared.codec.bits import gather, spread
+from splitvla_shared.codec.bits import gather, gather_even, spread, spread_even
 from splitvla_shared.errors import CodecError
 from tests.codec_tables import formula_counts
 
@@ -38,7 +38,8 @@ def draw(seed: int, count: int) -> rans.Pass:
     rng = np.random.default_rng(seed)
     contexts = rng.integers(0, len(TABLES.counts), count)
     slots = rng.integers(0, rans.TOTAL, count)
-    return rans.Pass((TABLES.lookup[contexts * rans.TOTAL + slots] >> 25).astype(np.uint8), contexts)
+    ends = np.cumsum(TABLES.counts, axis=1)[contexts]
+    return rans.Pass((slots[:, None] >= ends).sum(axis=1, dtype=np.uint8), contexts)
 
 
 @pytest.mark.parametrize(("lanes", "count"), [(1, 50), (8, 1000), (64, 63), (32, 0)])
@@ -77,4 +78,19 @@ def test_words_that_are_left_over_or_missing_are_an_error() -> None:
 def test_numbers_of_any_width_come_back_from_bits(numbers: list[tuple[int, int]]) -> None:
     values = np.array([value & (1 << width) - 1 for value, width in numbers], np.int64)
     widths = np.array([width for _, width in numbers], np.int64)
+    np.testing.assert_array_equal(gather(spread(values, widths), widths), values)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 16), st.lists(st.integers(0, 2**16 - 1), max_size=60))
+def test_numbers_of_one_width_are_the_bits_that_they_are_among_others(width: int, numbers: list[int]) -> None:
+    values = np.array(numbers, np.int64) & (1 << width) - 1
+    bits = spread_even(values, width)
+    np.testing.assert_array_equal(bits, spread(values, np.full(len(values), width)))
+    np.testing.assert_array_equal(gather_even(bits, width), values)
+
+
+def test_the_widest_numbers_survive_at_every_place_within_a_byte() -> None:
+    widths = np.array([31, 1, 31, 2, 31, 3, 31, 0, 31])
+    values = (1 << widths) - 1
     np.testing.assert_array_equal(gather(spread(values, widths), widths), values)

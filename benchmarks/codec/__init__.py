@@ -3,4 +3,5 @@
 Rules of this folder:
  - `python -m benchmarks.codec`: bytes against tokens beside JPEG, WebP and H.264 of the same frames.
  - `.towers`: bytes and error at openvla-7b's size. `.speed`: milliseconds. `.hostile`: what damaged bytes cost.
+ - `.expand`: what the server pays for the product behind the decoder.
 """

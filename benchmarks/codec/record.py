@@ -1,9 +1,9 @@
 """Frames of the trained policy's own way through its tasks, step by step, as clips for the codec's benchmarks.
 
-    python -m benchmarks.codec.record OUT [--episodes 3]
+    python -m benchmarks.codec.record OUT [--episodes 3] [--seed FIRST]
 
-One folder an episode, NUMBER-TASK, with images.npy; on seeds that were never trained on. The unsplit policy acts, and
-the world waits for it.
+One folder an episode, NUMBER-TASK, with images.npy; on seeds that were never trained on, one after the other from
+FIRST. The unsplit policy acts, and the world waits for it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from splitvla_edge.robots.metaworld.world import World
 from splitvla_shared.nouns import Image
 
 
-def record(out: Path, episodes: int, checkpoint: Path) -> None:
-    """Write the clips; consecutive numbers are episodes of one task."""
+def record(out: Path, episodes: int, seed: int, checkpoint: Path) -> None:
+    """Write the clips; consecutive numbers are episodes of one task. seed: of each task's first episode."""
     seen: dict[int, list[Image]] = {}
 
     def watch(episode: Episode, image: Image) -> None:
         seen.setdefault(id(episode), []).append(image)
 
-    jobs = [Job(task, FIRST_TEST_SEED + number) for task in TASK_NAMES for number in range(episodes)]
+    jobs = [Job(task, seed + number) for task in TASK_NAMES for number in range(episodes)]
     world = World()
     try:
         for number, episode in enumerate(run(Actor.load(checkpoint), jobs, [world], watch)):
@@ -46,10 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--episodes", type=int, default=3, help="of every task (3)")
+    parser.add_argument("--seed", type=int, default=FIRST_TEST_SEED, help=f"of the first episode ({FIRST_TEST_SEED})")
     parser.add_argument("--checkpoint", type=Path, help="the policy (the trained one under benchmarks/world)")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    record(arguments.out, arguments.episodes, arguments.checkpoint or trained())
+    record(arguments.out, arguments.episodes, arguments.seed, arguments.checkpoint or trained())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from splitvla_shared.nouns import FloatArray
 Clip = Sequence[FloatArray]  # embeddings (patches, dim), in order of time
 
 # Signal to quantisation noise of each rung, in dB, of what varies between frames and patches.
-LADDER_DB = (52, 48, 42, 36, 30, 25, 21, 17, 13, 9)
+LADDER_DB = (54, 51, 47, 42, 36, 30, 25, 21, 17, 13, 9)
 MOST_COLUMNS = 512
 _LEAST_FRAMES = 8
 _HOLD_OUT = 4  # one frame in so many is measured on, not learned from

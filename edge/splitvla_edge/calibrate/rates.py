@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from splitvla_shared.codec import rans
-from splitvla_shared.codec.model import DEAD_ZONE, Reference, RungModel, predicted_numbers, settled
+from splitvla_shared.codec.model import DEAD_ZONE, Reference, RungModel, departure, predicted_numbers
 from splitvla_shared.codec.tables import (
     ALPHABETS,
     CONTEXTS,
     EXCESS_CONTEXT,
     FIRST_CONTEXT,
     JOINT_SCALES,
+    MAX_LANES,
     REFERENCE_LEVELS,
     ROW_CONTEXT,
     SCALE_ZERO,
@@ -45,7 +46,9 @@ Clip = Sequence[FloatArray]  # coefficients less the patch means, (rows, columns
 # A coefficient whose deviation is below this share of a step is zero nearly always: it is left out.
 _LEAST_DEVIATION = 0.22
 # Expected magnitudes above which a column has a token alone, and above which two share one.
-_SINGLE_FROM, _PAIR_FROM = 1.2, 0.3
+_SINGLE_FROM, _PAIR_FROM = 3.0, 0.3
+# A lane for every so many bytes: it costs half a byte, and the time of a frame falls until there are far more.
+_LANE_BYTES = 24
 _GAINS = (256, 240, 224, 192, 128, 64, 0)  # best first where two are as good
 _PRIOR_WEIGHT = 48.0  # tokens' worth of the parametric prior in every table
 _LARGEST_SCALE = 255
@@ -68,7 +71,8 @@ def columns_for(variances: Float64s, step: float, most: int) -> int:
 def learn_rung(name: str, step: float, columns: int, clips: Sequence[Clip]) -> tuple[RungTables, Sequences]:
     """Everything of a rung but the shared probability tables."""
     keys = [key_numbers(frame[:, :columns], step) for clip in clips for frame in clip]
-    magnitudes = np.mean([np.abs(each).mean(axis=0) for each in keys], axis=0)
+    of_rows = np.mean([np.abs(each) for each in keys], axis=0)
+    magnitudes = of_rows.mean(axis=0)
     grouping = _grouping(magnitudes)
     columns = grouping.columns
     keys = [each[:, :columns] for each in keys]
@@ -78,7 +82,7 @@ def learn_rung(name: str, step: float, columns: int, clips: Sequence[Clip]) -> t
     rung = RungTables(
         name=name,
         step=float(np.float32(step)),
-        lanes=_lanes(len(keys[0]), magnitudes[:columns]),
+        lanes=_lanes(of_rows[:, :columns]),
         grouping=grouping,
         key_scales=_scales(magnitudes[:columns], grouping),
         predicted_scales=_scales(residual, grouping),
@@ -94,7 +98,7 @@ def learn_rung(name: str, step: float, columns: int, clips: Sequence[Clip]) -> t
 
 def key_numbers(coefficients: FloatArray, step: float) -> Int32:
     scaled = coefficients * np.float32(1 / step)
-    return settled(scaled, np.rint(scaled), np.zeros((1, 1), np.float32))
+    return departure(scaled, np.rint(scaled).astype(np.int32))
 
 
 def closed_loop(clips: Sequence[Clip], step: float, gains: npt.NDArray[np.uint16]) -> list[tuple[Int32, Int32]]:
@@ -109,9 +113,9 @@ def closed_loop(clips: Sequence[Clip], step: float, gains: npt.NDArray[np.uint16
                 numbers = key_numbers(frame[:, : len(gains)], step)
                 continue
             prediction = predicted_numbers(numbers, factors)
-            following = settled(scaled, np.rint(scaled), prediction.astype(np.float32))
-            found.append((following - prediction, numbers))
-            numbers = following
+            difference = departure(scaled, np.rint(scaled).astype(np.int32), prediction)
+            found.append((difference, numbers))
+            numbers = prediction + difference
     return found
 
 
@@ -137,8 +141,9 @@ class TableCounts:
         return out
 
     def _add(self, model: RungModel, residual: Int32, reference: Reference | None) -> None:
-        levels = model.levels(residual, predicted=reference is not None)
-        tokens = tokenize(residual, model.rung.grouping)
+        sizes = np.abs(residual)
+        levels = model.levels(sizes, predicted=reference is not None)
+        tokens = tokenize(residual, sizes, model.rung.grouping)
         self._count(np.full(len(levels), ROW_CONTEXT), levels)
         self._count(model.contexts(levels, reference).reshape(-1), tokens.first.reshape(-1))
         pairs = tokens.pair_excesses
@@ -226,10 +231,13 @@ def _group_sums(sizes: Int32, grouping: Grouping) -> Any:
     )
 
 
-def _lanes(rows: int, magnitudes: Float64s) -> int:
-    """A lane costs half a byte and saves time: at least one for every 32 bytes of a frame, about; a power of two."""
-    entropy_bits = float(np.log2(1 + 2.5 * magnitudes).sum()) * rows
-    return int(np.clip(2 ** np.ceil(np.log2(max(entropy_bits / 256, 1))), 32, 1024))
+def _lanes(magnitudes: Float64s) -> int:
+    """Of a key frame, whose bytes are estimated.
+
+    magnitudes: mean ones, (rows, columns). A Laplace number of mean magnitude m takes log2(2 e m) bits, if m is large.
+    """
+    entropy_bits = float(np.log2(1 + 2 * np.e * magnitudes).sum())
+    return int(np.clip(entropy_bits / (8 * _LANE_BYTES), 32, MAX_LANES))
 
 
 def _prior(context: int) -> Float64s:

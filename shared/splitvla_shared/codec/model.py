@@ -56,6 +56,8 @@ class RungModel:
     places: npt.NDArray[np.uint8]  # where a group's kind begins among the rung's reference offsets
     caps: npt.NDArray[np.int16]
     starts: npt.NDArray[np.int16]
+    key_contexts: npt.NDArray[np.int16]  # (levels, groups)
+    predicted_scales: npt.NDArray[np.int16]  # (levels, groups), as far as they do not depend on the reference
     weights: tuple[FloatArray, FloatArray]  # of key and of predicted frames, (columns,)
     expected: tuple[float, float]
 
@@ -68,34 +70,38 @@ class RungModel:
         ]
         weights = tuple((1 / (each + 0.3)).astype(np.float32) for each in magnitudes)
         expected = tuple(float(weight @ each) for weight, each in zip(weights, magnitudes, strict=True))
-        caps = np.array((SINGLE_SCALES, JOINT_SCALES, JOINT_SCALES), np.int16)
-        starts = FIRST_CONTEXT + np.array((0, SINGLE_SCALES, SINGLE_SCALES + JOINT_SCALES), np.int16)
+        caps = np.array((SINGLE_SCALES, JOINT_SCALES, JOINT_SCALES), np.int16)[kinds] - np.int16(1)
+        starts = FIRST_CONTEXT + np.array((0, SINGLE_SCALES, SINGLE_SCALES + JOINT_SCALES), np.int16)[kinds]
+        louder = np.arange(ROW_LEVELS, dtype=np.int16)[:, None] - np.int16(ROW_MIDDLE)
         return cls(
             rung,
             grouping.columns,
             rung.gains.astype(np.int32),
             (kinds * REFERENCE_LEVELS).astype(np.uint8),
-            caps[kinds] - np.int16(1),
-            starts[kinds],
+            caps,
+            starts,
+            np.clip(rung.key_scales + louder, 0, caps) + starts,
+            rung.predicted_scales + louder,
             (weights[0], weights[1]),
             (expected[0], expected[1]),
         )
 
-    def levels(self, residual: Int32, *, predicted: bool) -> npt.NDArray[np.uint8]:
-        """How loud each row is beside what its columns lead to expect: 0..8, uint8 (rows,). The sender's choice."""
-        found = np.abs(residual).astype(np.float32) @ self.weights[predicted]
+    def levels(self, sizes: Int32, *, predicted: bool) -> npt.NDArray[np.uint8]:
+        """How loud each row is beside what its columns lead to expect: 0..8, uint8 (rows,). The sender's choice.
+
+        sizes: magnitudes of what is sent, (rows, columns).
+        """
+        found = sizes.astype(np.float32) @ self.weights[predicted]
         ratio = (found + 0.5) / (self.expected[predicted] + 0.5)
         levels = np.clip(np.rint(2 * np.log2(ratio)) + ROW_MIDDLE, 0, ROW_LEVELS - 1)
         return np.asarray(levels, np.uint8)
 
     def contexts(self, levels: Any, reference: Reference | None) -> npt.NDArray[np.int16]:
         """The context of each token, int16 (rows, groups)."""
-        base = self.rung.key_scales if reference is None else self.rung.predicted_scales
-        scales: npt.NDArray[np.int16] = (
-            base.astype(np.int16)[None] + (levels.astype(np.int16) - np.int16(ROW_MIDDLE))[:, None]
-        )
-        if reference is not None:
-            scales += self.reference_offsets(reference.numbers)
+        if reference is None:
+            return np.asarray(self.key_contexts.take(levels, axis=0))
+        scales = np.asarray(self.predicted_scales.take(levels, axis=0))
+        scales += self.reference_offsets(reference.numbers)
         np.clip(scales, 0, self.caps, out=scales)
         scales += self.starts
         return scales
@@ -113,14 +119,15 @@ def expected_magnitude(scales: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return expected
 
 
-def settled(scaled: FloatArray, nearest: FloatArray, prediction: FloatArray) -> Int32:
-    """The nearest whole number, or the prediction where that is near enough."""
-    away = scaled - prediction
-    far = np.abs(away, out=away) >= np.float32(DEAD_ZONE)
-    numbers = nearest - prediction
-    numbers *= far
-    numbers += prediction
-    return numbers.astype(np.int32)
+def departure(scaled: FloatArray, nearest: Int32, prediction: Int32 | None = None) -> Int32:
+    """From the prediction, zero where it is None, to the nearest whole number; zero where it is near enough.
+
+    scaled: coefficients in steps. nearest: these rounded.
+    """
+    away = scaled if prediction is None else scaled - prediction.astype(np.float32)
+    far = (np.abs(away) >= np.float32(DEAD_ZONE)).view(np.int8).astype(np.int32)
+    far *= nearest if prediction is None else nearest - prediction
+    return far
 
 
 def predicted_numbers(numbers: Int32, gains: Int32) -> Int32:

@@ -29,9 +29,9 @@ WORD_BITS = 16
 _COUNT_BITS, _TOKEN_BITS = 13, 7
 MAX_TOKENS = 1 << _TOKEN_BITS
 # As arrays: numpy converts a scalar anew in each of the hundreds of steps of a frame, which takes as long as the step.
-_LOWEST, _WORD_BITS, _PRECISION, _SLOTS, _COUNT_SHIFT, _COUNTS = (
+_LOWEST, _WORD_BITS, _PRECISION, _SLOTS, _COUNTS, _OFFSET_SHIFT = (
     np.array(value, np.uint32)
-    for value in (LOWEST, WORD_BITS, PRECISION, TOTAL - 1, _COUNT_BITS, (1 << _COUNT_BITS) - 1)
+    for value in (LOWEST, WORD_BITS, PRECISION, TOTAL - 1, (1 << _COUNT_BITS) - 1, _COUNT_BITS + _TOKEN_BITS)
 )
 
 UInt32 = npt.NDArray[np.uint32]
@@ -42,8 +42,8 @@ Ints = npt.NDArray[Any]
 class Tables:
     """Probability tables of one alphabet a context. counts: uint32 (contexts, tokens), each row sums to 2^12.
 
-    A count of zero is a token that can't be sent. `lookup` is what a decoder finds for (context, slot): token, offset
-    in the token's range, and count, in one 32-bit word.
+    A count of zero is a token that can't be sent. `lookup` is what a decoder finds for (context, slot): offset in the
+    token's range, token, and count, in one 32-bit word.
     """
 
     counts: UInt32
@@ -63,7 +63,7 @@ class Tables:
         for row in range(len(whole)):
             token = np.repeat(tokens, whole[row])
             offset = slots - starts[row][token]
-            lookup[row] = whole[row][token] | offset << np.uint32(_COUNT_BITS) | token << np.uint32(25)
+            lookup[row] = whole[row][token] | token << np.uint32(_COUNT_BITS) | offset << _OFFSET_SHIFT
         return cls(whole, starts, lookup.reshape(-1))
 
 
@@ -82,33 +82,32 @@ def encode(tables: Tables, passes: Sequence[Pass], lanes: int, seeds: Ints) -> t
     """
     state = seeds.astype(np.uint32)
     state |= np.uint32(LOWEST)
+    full, quotient = np.empty(lanes, np.bool_), np.empty(lanes, np.uint32)
     words: list[npt.NDArray[np.uint16]] = []
     for each in reversed(passes):
-        where = each.contexts.astype(np.intp) * tables.counts.shape[1] + each.tokens
-        counts, starts = tables.counts.reshape(-1)[where], tables.starts.reshape(-1)[where]
+        where = each.contexts.astype(np.intp)
+        where *= tables.counts.shape[1]
+        where += each.tokens
+        counts, starts = tables.counts.reshape(-1).take(where), tables.starts.reshape(-1).take(where)
         limits = counts << np.uint32(31 - PRECISION)
         rest = np.uint32(TOTAL) - counts
         for first in range((len(where) - 1) // lanes * lanes, -1, -lanes):
-            step = slice(first, min(first + lanes, len(where)))
-            _push(state[: step.stop - step.start], counts[step], starts[step], limits[step], rest[step], words)
+            step = slice(first, first + lanes)
+            count = counts[step]
+            now, part = state[: len(count)], quotient[: len(count)]
+            (large,) = np.greater_equal(now, limits[step], out=full[: len(count)]).nonzero()
+            if len(large):
+                states = now[large]
+                words.append(states.astype(np.uint16))
+                states >>= _WORD_BITS
+                now[large] = states
+            # state = state div count * 2^12 + state mod count + start
+            np.floor_divide(now, count, out=part)
+            part *= rest[step]
+            part += starts[step]
+            now += part
     words.reverse()
     return state, np.concatenate(words) if words else np.empty(0, np.uint16)
-
-
-def _push(
-    state: UInt32, counts: UInt32, starts: UInt32, limits: UInt32, rest: UInt32, words: list[npt.NDArray[np.uint16]]
-) -> None:
-    """One step of the lanes in `state`: state = state div count * 2^12 + state mod count + start."""
-    (full,) = (state >= limits).nonzero()
-    if len(full):
-        large = state[full]
-        words.append(large.astype(np.uint16))
-        large >>= _WORD_BITS
-        state[full] = large
-    quotient = state // counts
-    quotient *= rest
-    quotient += starts
-    state += quotient
 
 
 class Decoder:
@@ -128,21 +127,21 @@ class Decoder:
     def take(self, contexts: Ints) -> npt.NDArray[np.uint8]:
         """The tokens of one pass, in the contexts given."""
         lanes, lookup = len(self._state), self._tables.lookup
-        base = contexts.astype(np.intp) << PRECISION
-        found = np.empty(len(base), np.uint32)
+        base = contexts.astype(np.intp)
+        base <<= PRECISION
+        found, scratch = np.empty(len(base), np.uint32), np.empty(lanes, np.uint32)
         for first in range(0, len(base), lanes):
             entry = found[first : first + lanes]
-            state = self._state[: len(entry)]
+            state, part = self._state[: len(entry)], scratch[: len(entry)]
             slot = base[first : first + lanes]  # which nobody needs afterwards
-            slot += state & _SLOTS
+            slot += np.bitwise_and(state, _SLOTS, out=part)
             lookup.take(slot, out=entry, mode="clip")
             state >>= _PRECISION
-            state *= entry & _COUNTS
-            offset = entry >> _COUNT_SHIFT
-            offset &= _SLOTS
-            state += offset
+            state *= np.bitwise_and(entry, _COUNTS, out=part)
+            state += np.right_shift(entry, _OFFSET_SHIFT, out=part)
             self._refill(state)
-        return (found >> np.uint32(25)).astype(np.uint8)
+        found >>= np.uint32(_COUNT_BITS)
+        return found.astype(np.uint8) & np.uint8(MAX_TOKENS - 1)
 
     def finish(self) -> UInt32:
         """The seeds, 15 bits a lane. Raises CodecError unless exactly all words were read."""

@@ -28,10 +28,13 @@ MAX_MAGNITUDE = (1 << MAGNITUDE_BITS) - 1
 SINGLE_TOKENS = _DIRECT + 2 * (MAGNITUDE_BITS - _DIRECT_BITS)
 PAIR_CAP, QUAD_CAP = 7, 2  # the component that says "so much or more": its excess follows
 PAIR_TOKENS, QUAD_TOKENS = (PAIR_CAP + 1) ** 2, (QUAD_CAP + 1) ** 4
-_PAIR_WEIGHTS = np.array([PAIR_CAP + 1, 1], np.int16)
-_QUAD_WEIGHTS = np.array([(QUAD_CAP + 1) ** power for power in (3, 2, 1, 0)], np.int16)
-PAIR_PARTS = (np.arange(PAIR_TOKENS)[:, None] // _PAIR_WEIGHTS % (PAIR_CAP + 1)).astype(np.int32)
-QUAD_PARTS = (np.arange(QUAD_TOKENS)[:, None] // _QUAD_WEIGHTS % (QUAD_CAP + 1)).astype(np.int32)
+_CAPS = np.array((_DIRECT, PAIR_CAP, QUAD_CAP), np.int32)
+_PAIR_WEIGHTS, _QUAD_WEIGHTS = (
+    np.array([(cap + 1) ** power for power in range(count - 1, -1, -1)], np.uint8)
+    for cap, count in ((PAIR_CAP, 2), (QUAD_CAP, 4))
+)
+PAIR_PARTS = (np.arange(PAIR_TOKENS)[:, None] // _PAIR_WEIGHTS % (PAIR_CAP + 1)).astype(np.uint8)
+QUAD_PARTS = (np.arange(QUAD_TOKENS)[:, None] // _QUAD_WEIGHTS % (QUAD_CAP + 1)).astype(np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +54,23 @@ class Grouping:
         """Tokens of one row."""
         return self.singles + self.pairs + self.quads
 
+    @property
+    def caps(self) -> Int32:
+        """int32 (columns,): the magnitude that a token names no more, or only as "so much or more"."""
+        return np.repeat(_CAPS, (self.singles, 2 * self.pairs, 4 * self.quads))
+
+    def cut(self, values: Ints) -> tuple[Ints, Ints, Ints]:
+        """(rows, columns) to the columns that stand alone, by twos and by fours."""
+        pairs_end = self.singles + 2 * self.pairs
+        return values[:, : self.singles], values[:, self.singles : pairs_end], values[:, pairs_end:]
+
     def largest(self, values: Ints) -> Ints:
         """(rows, columns) to (rows, groups): the largest of each group."""
-        pairs_end = self.singles + 2 * self.pairs
-        pairs, quads = values[:, self.singles : pairs_end], values[:, pairs_end:]
+        singles, pairs, quads = self.cut(values)
         halves = np.maximum(quads[:, 0::2], quads[:, 1::2])
         return np.concatenate(
             (
-                values[:, : self.singles],
+                singles,
                 np.maximum(pairs[:, 0::2], pairs[:, 1::2]),
                 np.maximum(halves[:, 0::2], halves[:, 1::2]),
             ),
@@ -68,7 +80,7 @@ class Grouping:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
-    """first: (rows, groups). excess: what the pairs, then the quads could not say. `pair_excesses` of them are pairs'.
+    """first: uint8 (rows, groups). excess: what the pairs, then the quads could not say; `pair_excesses` are of pairs.
 
     bits: signs of all numbers but zero in row order, then the plain bits of singles and excesses.
     """
@@ -79,96 +91,77 @@ class Tokens:
     bits: Bits
 
 
-def tokenize(numbers: Int32, grouping: Grouping) -> Tokens:
-    """numbers: int32 (rows, columns), at most MAX_MAGNITUDE in size. Raises CodecError beyond."""
-    sizes = np.abs(numbers)
+def tokenize(numbers: Int32, sizes: Int32, grouping: Grouping) -> Tokens:
+    """numbers: int32 (rows, columns). sizes: their magnitudes. Raises CodecError for one above MAX_MAGNITUDE."""
     if sizes.size and int(sizes.max()) > MAX_MAGNITUDE:
         raise CodecError(
             f"a coefficient is {sizes.max()} steps large, {MAX_MAGNITUDE} is the most; "
             "send this frame exact, and calibrate again with frames like it"
         )
-    singles, pairs, quads = _cut(sizes, grouping)
-    single_tokens, single_widths = _split(singles)
-    pair_parts, quad_parts = np.minimum(pairs, PAIR_CAP), np.minimum(quads, QUAD_CAP)
-    first = np.concatenate(
-        (
-            single_tokens,
-            _joint(pair_parts, _PAIR_WEIGHTS),
-            _joint(quad_parts, _QUAD_WEIGHTS),
-        ),
-        axis=1,
-    )
-    pair_excess, quad_excess = _above(pairs, PAIR_CAP), _above(quads, QUAD_CAP)
-    excess = np.concatenate((pair_excess, quad_excess))
-    excess_tokens, excess_widths = _split(excess)
-    values = np.concatenate((singles.reshape(-1), excess))
-    widths = np.concatenate((single_widths.reshape(-1), excess_widths))
-    (wide,) = np.nonzero(widths)
+    capped = np.minimum(sizes, grouping.caps)
+    beyond = grouping.cut(capped == grouping.caps)
+    first, pairs, quads = grouping.cut(capped.astype(np.uint8))
+    singles, pair_excess, quad_excess = (part[above] for part, above in zip(grouping.cut(sizes), beyond, strict=True))
+    long_tokens = _TOKENS.take(singles)
+    first[beyond[0]] = long_tokens
+    excess = np.concatenate((pair_excess - PAIR_CAP, quad_excess - QUAD_CAP))
+    excess_tokens = _TOKENS.take(excess)
+    widths = SINGLE_WIDTHS.take(np.concatenate((long_tokens, excess_tokens)))
     flat = numbers.reshape(-1)
-    signs = (flat[np.flatnonzero(flat != 0)] < 0).view(np.uint8)
-    return Tokens(first, excess_tokens, len(pair_excess), np.concatenate((signs, spread(values[wide], widths[wide]))))
+    signs = (flat < 0).take(np.flatnonzero(flat != 0)).view(np.uint8)
+    return Tokens(
+        np.concatenate((first, _joint(pairs, _PAIR_WEIGHTS), _joint(quads, _QUAD_WEIGHTS)), axis=1),
+        excess_tokens,
+        len(pair_excess),
+        np.concatenate((signs, spread(np.concatenate((singles, excess)), widths))),
+    )
 
 
 class Detokenizer:
     """Puts numbers together again, in the order in which a decoder learns of them: first, excess, bits."""
 
-    def __init__(self, first: Ints, grouping: Grouping) -> None:
+    def __init__(self, first: npt.NDArray[np.uint8], grouping: Grouping) -> None:
         """first: (rows, groups) tokens within their alphabets; a token beyond is the caller's tables' fault."""
-        self._grouping = grouping
         pairs_start, quads_start = grouping.singles, grouping.singles + grouping.pairs
-        rows = len(first)
-        self._single_tokens = first[:, :pairs_start]
-        self._pairs = PAIR_PARTS.take(first[:, pairs_start:quads_start], axis=0).reshape(rows, -1)
-        self._quads = QUAD_PARTS.take(first[:, quads_start:], axis=0).reshape(rows, -1)
-        self._long_pairs = np.flatnonzero(self._pairs == PAIR_CAP)
-        self._long_quads = np.flatnonzero(self._quads == QUAD_CAP)
-        self.pair_excesses = len(self._long_pairs)
-        self.excesses = self.pair_excesses + len(self._long_quads)
+        pairs = PAIR_PARTS.view("<u2").take(first[:, pairs_start:quads_start]).view(np.uint8)
+        quads = QUAD_PARTS.view("<u4").take(first[:, quads_start:]).view(np.uint8)
+        self._numbers = np.concatenate((first[:, :pairs_start], pairs, quads), axis=1, dtype=np.int32)
+        self._kinds = grouping.cut(self._numbers)
+        self._beyond = grouping.cut(self._numbers >= grouping.caps)
+        self._long, self.pair_excesses, quad_excesses = (int(np.count_nonzero(each)) for each in self._beyond)
+        self.excesses = self.pair_excesses + quad_excesses
 
     def bits_needed(self, excess: Ints) -> int:
         """How many bits complete the numbers, known before any is read. excess: the tokens, `excesses` of them."""
-        self._singles, single_widths = _join(self._single_tokens)
-        over, over_widths = _join(excess)
-        self._widths = np.concatenate((single_widths.reshape(-1), over_widths))
-        self._over = over
-        nonzero = sum(int(np.count_nonzero(part)) for part in (self._single_tokens, self._pairs, self._quads))
-        self._signs = nonzero
-        return nonzero + int(self._widths.sum())
+        tokens = np.concatenate((self._kinds[0][self._beyond[0]], excess))
+        self._bases, self._widths = SINGLE_BASES.take(tokens), SINGLE_WIDTHS.take(tokens)
+        self._signed = np.flatnonzero(self._numbers != 0)  # what is added later makes no zero
+        return len(self._signed) + int(self._widths.sum())
 
     def numbers(self, bits: Bits) -> Int32:
         """int32 (rows, columns). bits: exactly as many as `bits_needed` said."""
-        values = np.concatenate((self._singles.reshape(-1), self._over))
-        (wide,) = np.nonzero(self._widths)
-        values[wide] += gather(bits[self._signs :], self._widths[wide]).astype(np.int32)
-        singles = values[: self._singles.size].reshape(self._singles.shape)
-        over = values[self._singles.size :]
-        self._pairs.reshape(-1)[self._long_pairs] += over[: self.pair_excesses]
-        self._quads.reshape(-1)[self._long_quads] += over[self.pair_excesses :]
-        numbers = np.concatenate((singles, self._pairs, self._quads), axis=1)
-        flat = numbers.reshape(-1)
-        negative = np.flatnonzero(flat != 0).compress(bits[: self._signs].view(np.bool_))
+        found = self._bases + gather(bits[len(self._signed) :], self._widths).astype(np.int32)
+        singles, pairs, quads = np.split(found, (self._long, self._long + self.pair_excesses))
+        self._kinds[0][self._beyond[0]] = singles
+        self._kinds[1][self._beyond[1]] += pairs
+        self._kinds[2][self._beyond[2]] += quads
+        flat = self._numbers.reshape(-1)
+        negative = self._signed.compress(bits[: len(self._signed)].view(np.bool_))
         flat[negative] = -flat[negative]
-        return numbers
+        return self._numbers
 
 
-def _cut(sizes: Ints, grouping: Grouping) -> tuple[Ints, Ints, Ints]:
-    pairs_end = grouping.singles + 2 * grouping.pairs
-    return sizes[:, : grouping.singles], sizes[:, grouping.singles : pairs_end], sizes[:, pairs_end:]
+def _joint(parts: npt.NDArray[np.uint8], weights: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """One token for every len(weights) columns: the sum of weight x part, 80 at most.
 
-
-def _above(sizes: Ints, cap: int) -> Ints:
-    """What sizes of at least `cap` have above it, in row order."""
-    flat = sizes.reshape(-1)
-    return flat[np.flatnonzero(flat >= cap)] - cap
-
-
-def _joint(parts: Ints, weights: Ints) -> Ints:
-    """One number for every len(weights) columns."""
-    small = parts.astype(np.int16)
-    step = len(weights)
-    joint: Ints = small[:, 0::step] * weights[0]
-    for index in range(1, step):
-        joint += small[:, index::step] * weights[index]
+    All columns of a group are multiplied and added at once, as the bytes of one whole number, whose highest byte is the
+    sum: the bytes below are too small to carry into it.
+    """
+    word = np.dtype(f"<u{len(weights)}")
+    factor = weights[::-1].copy().view(word)
+    products = parts.view(word) * factor
+    products >>= 8 * (len(weights) - 1)
+    joint: npt.NDArray[np.uint8] = products.astype(np.uint8)
     return joint
 
 
@@ -184,16 +177,3 @@ def _token_tables() -> tuple[Int32, Int32]:
 SINGLE_BASES, SINGLE_WIDTHS = _token_tables()
 # The token of every magnitude: one look instead of a search, of which the small magnitudes stay in a core's cache.
 _TOKENS = np.repeat(np.arange(SINGLE_TOKENS, dtype=np.uint8), np.diff(SINGLE_BASES, append=MAX_MAGNITUDE + 1))
-
-
-def _split(sizes: Ints) -> tuple[Ints, Ints]:
-    """Tokens and the number of plain bits of magnitudes; the plain bits are the lowest of the magnitude itself."""
-    if not sizes.size or int(sizes.max()) < _DIRECT:
-        return sizes.astype(np.int16), np.zeros(sizes.shape, np.int16)
-    tokens = _TOKENS.take(sizes)
-    return tokens.astype(np.int16), SINGLE_WIDTHS.take(tokens)
-
-
-def _join(tokens: Ints) -> tuple[Int32, Int32]:
-    """The smallest magnitudes that tokens mean, and the number of plain bits that complete them."""
-    return SINGLE_BASES.take(tokens), SINGLE_WIDTHS.take(tokens)

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from splitvla_shared.codec import rans
-from splitvla_shared.codec.bits import Bits, gather, spread
-from splitvla_shared.codec.model import Reference, RungModel, predicted_numbers, settled
+from splitvla_shared.codec.bits import Bits, gather, gather_even, spread, spread_even
+from splitvla_shared.codec.model import Reference, RungModel, departure, predicted_numbers
 from splitvla_shared.codec.tables import EXCESS_CONTEXT, ROW_CONTEXT, CodecTables
 from splitvla_shared.codec.tokens import MAX_MAGNITUDE, Detokenizer, Int32, tokenize
 from splitvla_shared.errors import CodecError, KeyFrameNeeded
@@ -29,11 +29,11 @@ from splitvla_shared.nouns import FloatArray, Scheme
 
 # More numbers than this share that their tokens can't say: a frame unlike any that was calibrated with. So few columns
 # that it costs nothing are sent all the same.
-_EXCESS_SHARE, _EXCESSES_ALLOWED = 4, 4096
+_EXCESS_SHARE, _EXCESSES_ALLOWED = 2, 4096
 _BOUND = struct.Struct("<8sBBQQQ")
 _CRC_BYTES, _WORDS_BYTES, _CHECKSUM_BYTES = 4, 3, 4
 _LEAST_BYTES = 1 + _WORDS_BYTES + _CRC_BYTES
-_LOWEST_EXPONENT = rans.SEED_BITS
+_LOWEST_EXPONENT, _EXPONENT_BITS = rans.SEED_BITS, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +91,14 @@ class TransformCodec:
         scaled *= self._finenesses[rung]
         if not float(np.abs(scaled).max()) <= MAX_MAGNITUDE:  # also false for NaN
             raise CodecError("a coefficient is not finite or far beyond the calibrated frames; send this frame exact")
-        nearest = np.rint(scaled)
-        numbers = settled(scaled, nearest, np.zeros((1, 1), np.float32))
-        residual, used = numbers, None
+        nearest = np.rint(scaled).astype(np.int32)
+        numbers = residual = departure(scaled, nearest)
+        used = None
         if reference is not None and reference.rung == rung:
             prediction = predicted_numbers(reference.numbers, prepared.gains)
-            against = settled(scaled, nearest, prediction.astype(np.float32))
-            difference = against - prediction
+            difference = departure(scaled, nearest, prediction)
             if int(np.abs(difference).sum()) < int(np.abs(numbers).sum()):
-                numbers, residual, used = against, difference, reference
+                numbers, residual, used = prediction + difference, difference, reference
         body = self._write(residual, rung, used)
         scheme = Scheme.KLT if used is None else Scheme.KLT_DELTA
         crc = zlib.crc32(body, self._bound(scheme, binding, used.sequence if used else 0))
@@ -173,10 +172,11 @@ class TransformCodec:
     def _write(self, residual: Int32, rung: int, reference: Reference | None) -> bytes:
         prepared = self._rungs[rung]
         lanes = prepared.rung.lanes
-        tokens = tokenize(residual, prepared.rung.grouping)
+        sizes = np.abs(residual)
+        tokens = tokenize(residual, sizes, prepared.rung.grouping)
         if len(tokens.excess) > _most_excesses(residual.size):
             raise CodecError("the frame is unlike those that were calibrated with; send it exact, or calibrate again")
-        levels = prepared.levels(residual, predicted=reference is not None)
+        levels = prepared.levels(sizes, predicted=reference is not None)
         contexts = prepared.contexts(levels, reference)
         carried = lanes * rans.SEED_BITS
         seed_bits = np.zeros(carried, np.uint8)
@@ -189,7 +189,7 @@ class TransformCodec:
                 rans.Pass(tokens.excess, _excess_contexts(len(tokens.excess), tokens.pair_excesses)),
             ),
             lanes,
-            gather(seed_bits, np.full(lanes, rans.SEED_BITS)),
+            gather_even(seed_bits, rans.SEED_BITS),
         )
         exponents = _bit_length(state)
         plain = np.concatenate((spread(state, exponents), tokens.bits[carried:]))
@@ -199,7 +199,7 @@ class TransformCodec:
                 b"" if reference is None else reference.checksum.to_bytes(_CHECKSUM_BYTES, "little"),
                 len(words).to_bytes(_WORDS_BYTES, "little"),
                 words.astype("<u2").tobytes(),
-                np.packbits(spread(exponents - _LOWEST_EXPONENT, np.full(lanes, 4))).tobytes(),
+                np.packbits(spread_even(exponents - _LOWEST_EXPONENT, _EXPONENT_BITS)).tobytes(),
                 np.packbits(plain).tobytes(),
             )
         )
@@ -218,7 +218,7 @@ class TransformCodec:
         excess = decoder.take(_excess_contexts(numbers.excesses, numbers.pair_excesses))
         seeds = decoder.finish()
         needed = numbers.bits_needed(excess)
-        carried = spread(seeds, np.full(len(seeds), rans.SEED_BITS))
+        carried = spread_even(seeds, rans.SEED_BITS)
         if not 0 <= len(plain) - max(0, needed - len(carried)) < 8:
             raise CodecError(f"the payload has {len(plain)} plain bits, its tokens ask for {needed - len(carried)}")
         bits = np.concatenate((carried, plain))
@@ -250,10 +250,10 @@ def _parts(body: memoryview, lanes: int) -> tuple[npt.NDArray[np.uint16], rans.U
     if exponents_end > len(body):
         raise CodecError(f"the payload declares {count} words, which its {len(body)} bytes can't hold")
     words = np.frombuffer(body, "<u2", count, _WORDS_BYTES)
-    nibbles = np.unpackbits(np.frombuffer(body[words_end:exponents_end], np.uint8))
-    if nibbles[4 * lanes :].any():
+    nibbles, used = np.unpackbits(np.frombuffer(body[words_end:exponents_end], np.uint8)), _EXPONENT_BITS * lanes
+    if nibbles[used:].any():
         raise CodecError("the payload's padding is not zero; the sender is broken")
-    exponents = gather(nibbles[: 4 * lanes], np.full(lanes, 4)) + _LOWEST_EXPONENT
+    exponents = gather_even(nibbles[:used], _EXPONENT_BITS) + _LOWEST_EXPONENT
     plain = np.unpackbits(np.frombuffer(body[exponents_end:], np.uint8))
     used = int(exponents.sum())
     if used > len(plain):
