@@ -133,6 +133,8 @@ def _bench(arguments: argparse.Namespace) -> int:
 def _request(arguments: argparse.Namespace) -> Request:
     usual = ",".join(ALL if arguments.server is None else THERE)
     sections = tuple(name.strip() for name in (arguments.sections or usual).split(",") if name.strip())
+    if not sections:
+        raise ConfigError(f"--sections {arguments.sections!r} names none; any of {','.join(ALL)}")
     if unknown := set(sections) - set(ALL):
         raise ConfigError(f"--sections {','.join(sorted(unknown))}: unknown; any of {','.join(ALL)}")
     plan = FULL if arguments.full else QUICK
@@ -147,7 +149,7 @@ def _request(arguments: argparse.Namespace) -> Request:
         raise ConfigError(f"--threads is {arguments.threads}; expected 1..1024")
     return Request(
         plan=plan,
-        out=arguments.out or Path("runs") / time.strftime("bench-%Y%m%d-%H%M%S"),
+        out=_made(arguments.out or Path("runs") / time.strftime("bench-%Y%m%d-%H%M%S")),
         model=arguments.server or (arguments.checkpoint.name if arguments.checkpoint else _OWN_MODEL),
         sections=sections,
         frames=arguments.frames,
@@ -155,6 +157,15 @@ def _request(arguments: argparse.Namespace) -> Request:
         traces=arguments.traces,
         what_if=parse_what_if(arguments.what_if) if arguments.what_if else None,
     )
+
+
+def _made(out: Path) -> Path:
+    """The folder for the results, made before minutes are spent on them. Raises ConfigError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out} can't be made: {error.strerror}; name a folder that can be written") from error
+    return out
 
 
 @contextlib.contextmanager

@@ -1,0 +1,21 @@
+"""What the latency benchmark refuses before it measures anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import latency
+
+
+def test_an_out_that_is_a_file_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("not a folder", encoding="utf-8")
+    assert latency.main(["--out", str(taken)]) == 2
+    assert f"--out {taken} can't be made" in capsys.readouterr().err
+
+
+def test_sections_that_name_none_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert latency.main(["--sections", ","]) == 2
+    assert "names none" in capsys.readouterr().err
