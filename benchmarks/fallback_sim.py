@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from splitvla_edge.fallback import (
     Asked,
@@ -148,8 +148,7 @@ def simulate(
     for number in range(round(seconds / dt_s)):
         now = number * dt_s
         frame = int(now * fps + 1e-9)
-        inputs = replace(
-            calm,
+        inputs = calm._replace(
             replies=tuple(perception.until(now, hint)),
             frame_at=frame / fps,
             local=LocalChunk(frame + 1, frame / fps, (ACTION,), 1.0, 100) if local else None,

@@ -30,7 +30,7 @@ TESTS = (
     "test_fallback_properties.py",
 )
 HISTORIES = "300"
-_GUARD_ROW = re.compile(r"^    \((Event\.\w+), .+\),$", re.MULTILINE)
+_GUARD_ROW = re.compile(r"^    \((Event\.\w+), (.+), (lambda .+|\w+)\),$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ INNER = (
            "len(chunk.actions) - self.account.cursor"),
     Mutant("blend", "motion.py", "min(1.0, (since_resumed_s + dt_s) / blend_s)", "1.0"),
     Mutant("limits", "motion.py", "    return space.bounded(tuple(values))", "    return tuple(values)"),
-    Mutant("speed of a set point", "motion.py", "begin + min(max(move, -limit), limit)", "begin + move"),
+    Mutant("speed of a set point", "motion.py", "begin + clip(move, -limit, limit)", "begin + move"),
     Mutant("speed cap of the local policy", "machine.py", "speed_share=settings.local_speed", "speed_share=1.0"),
     Mutant("ramp of a velocity", "machine.py", "max(0.0, 1.0 - (now - last)", "max(1.0, 1.0 - (now - last)"),
     Mutant("no ramp in an e-stop", "machine.py", " or self._estopped", ""),
@@ -100,7 +100,7 @@ INNER = (
     Mutant("readiness clears by time", "machine.py",
            "            and self._unready.lasted_s(now) + EPSILON_S >= settings.ready_clear_ms / 1e3\n", ""),
     Mutant("stillness before local", "guards.py", "machine.stillness.still(now) and ", ""),
-    Mutant("hold before local", "guards.py", "and waited and machine.local_healthy", "and machine.local_healthy"),
+    Mutant("hold before local", "guards.py", "return waited and machine", "return machine"),
     Mutant("licence", "local_slot.py", "young and (not licence_needed or self.licensed())", "young"),
     Mutant("age of a local answer", "local_slot.py", "return young and", "return"),
     Mutant("local sees settled frames", "local_slot.py", "usable_after <= chunk.captured_at <= now",
@@ -127,9 +127,10 @@ INNER = (
 
 def guard_mutants(source: str) -> list[Mutant]:
     """Each guard of the table but the last, which always holds, never holding."""
-    rows = [(match[1], match[0]) for match in _GUARD_ROW.finditer(source)][:-1]
+    rows = [*_GUARD_ROW.finditer(source)][:-1]
     return [
-        Mutant(event, "guards.py", row, f"    ({event}, lambda machine, now, inputs: False),") for event, row in rows
+        Mutant(row[1], "guards.py", row[0], f"    ({row[1]}, {row[2]}, lambda machine, now, inputs: False),")
+        for row in rows
     ]
 
 

@@ -53,8 +53,8 @@ class Bench:
 
     def step(self, *replies: Reply, dt: float | None = None, **changes: Any) -> Command:
         self.now += self.dt if dt is None else dt
-        inputs = replace(self.calm, replies=replies, frame_at=self.now - 0.01)
-        return self.machine.tick(self.now, replace(inputs, **changes))
+        inputs = self.calm._replace(replies=replies, frame_at=self.now - 0.01)
+        return self.machine.tick(self.now, inputs._replace(**changes))
 
     def reply(self, age: float = 0.1, *, after: float | None = None, **changes: Any) -> Chunk:
         """A chunk that will have this age when the clock is `after` further, a tick if not said."""

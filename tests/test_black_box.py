@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ class Recorder(FallbackMachine):
             self.machine = FallbackMachine(self.settings, self.space, self.dt_s)
             self.box = BlackBox(self.machine, self.folder)
         self.box.before(now)
-        inputs = dataclasses.replace(inputs, estop=now >= self.stop_at)
+        inputs = inputs._replace(estop=now >= self.stop_at)
         command = self.machine.tick(now, inputs)
         self.hint = self.machine.hint  # type: ignore[method-assign]
         self.box.after(now, inputs, command)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -60,7 +59,7 @@ class Histories(RuleBasedStateMachine):
             self.number += 1
             local = LocalChunk(self.number, self.now - 0.03, ((0.05, 0.02, 1.0),), 0.9, 50)
         inputs = TickInputs(replies, local, self.now - 0.01, self.ready, position=self.position)
-        self.watch.tick(self.now, replace(inputs, **changes))
+        self.watch.tick(self.now, inputs._replace(**changes))
 
     def chunk(self, age: float = 0.04, row: int = 0, rung: int = 0, step: int = 1, epoch: int = 0) -> Chunk:
         """A chunk that will have this age on the next tick."""
@@ -175,7 +174,7 @@ def test_an_hour_of_answers_leaves_no_trace_in_memory() -> None:
     for number in range(1, 5000):
         now = number * DT
         chunk = Chunk(number, 1, now - 0.01, now, ((0.05, 0.0, 1.0),), rung=number % 3, wire_bytes=number)
-        machine.tick(now, replace(inputs, replies=(chunk,), frame_at=now))
+        machine.tick(now, inputs._replace(replies=(chunk,), frame_at=now))
     assert machine.state is not State.SAFE_STOP
     parts = (machine, machine.account, machine.chooser, machine.chooser.model, machine.local, machine.stillness)
     sized = [value for part in parts for value in vars(part).values() if hasattr(value, "__len__")]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import io
 import threading
-from dataclasses import replace
 
 from splitvla_edge.notices import Notices, Story
 from splitvla_edge.record import StepRecord
 from splitvla_shared.nouns import StageTimes
 
 QUIET = StepRecord(1, 0.2, "NOMINAL", "action executed", 1, (0.0,))
-ANSWER = replace(QUIET, stages=StageTimes(total_ms=50.0))
-LATE = replace(QUIET, state="HOLD", miss="MISSED", detail="frame 7: no answer in 150 ms")
-AWAY = replace(LATE, miss="UNREACHABLE", detail="no server at host:1")
-STOPPED = replace(QUIET, state="SAFE_STOP", cause="held too long")
+ANSWER = QUIET._replace(stages=StageTimes(total_ms=50.0))
+LATE = QUIET._replace(state="HOLD", miss="MISSED", detail="frame 7: no answer in 150 ms")
+AWAY = LATE._replace(miss="UNREACHABLE", detail="no server at host:1")
+STOPPED = QUIET._replace(state="SAFE_STOP", cause="held too long")
 
 
 def test_a_run_without_trouble_says_nothing() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -179,7 +178,7 @@ def test_the_local_policy_acts_on_every_frame_as_long_as_control_wants_it() -> N
     with Rig().agreed() as rig:
         sent = []
         for index, wanted in enumerate((False, True, True)):
-            rig.control.send(replace(HINT, local=wanted))
+            rig.control.send(HINT._replace(local=wanted))
             rig.perception.listen()
             rig.show(index)
             for _ in range(2):
@@ -195,7 +194,7 @@ def test_the_local_policy_acts_on_every_frame_as_long_as_control_wants_it() -> N
 def test_where_only_the_local_policy_is_to_act_no_server_is_asked() -> None:
     with Rig(server_needed=False) as rig:
         rig.policy.handshakes = [Unreachable("nobody at home")]
-        rig.control.send(replace(HINT, enabled=False, local=True))
+        rig.control.send(HINT._replace(enabled=False, local=True))
         rig.perception.listen()
         assert rig.step() == [READY]
         rig.show(0)
@@ -206,7 +205,7 @@ def test_where_only_the_local_policy_is_to_act_no_server_is_asked() -> None:
 def test_control_chooses_the_payload_rung_of_every_call() -> None:
     with Rig().agreed() as rig:
         for index, wanted in enumerate((1, 0, 9)):
-            rig.control.send(replace(HINT, rung=wanted))
+            rig.control.send(HINT._replace(rung=wanted))
             rig.perception.listen()
             rig.show(index)
             asked, chunk = rig.step()[-2:]
@@ -218,7 +217,7 @@ def test_control_chooses_the_payload_rung_of_every_call() -> None:
 
 def test_calls_begin_no_closer_together_than_control_allows() -> None:
     with Rig().agreed() as rig:
-        rig.control.send(replace(HINT, gap_s=0.125))
+        rig.control.send(HINT._replace(gap_s=0.125))
         rig.perception.listen()
         rig.show(0)
         rig.step()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +175,7 @@ def test_a_folder_that_can_t_be_written_is_a_config_error(tmp_path: Path) -> Non
 
 
 def test_a_run_is_summed_up() -> None:
-    held = [replace(HELD, tick=2 + i, t=0.4 + 0.2 * i, miss="MISSED" if i == 0 else "") for i in range(3)]
+    held = [HELD._replace(tick=2 + i, t=0.4 + 0.2 * i, miss="MISSED" if i == 0 else "") for i in range(3)]
     summary = summarise([RECORD, *held])
     assert summary.shares == {"NOMINAL": 0.25, "HOLD": 0.75}
     assert summary.longest_hold_s == pytest.approx(0.4)
@@ -189,7 +188,7 @@ def test_a_run_is_summed_up() -> None:
 
 def test_clipped_answers_are_counted() -> None:
     """An id outside the bins is no motion by default; how often it happens must not stay hidden."""
-    summary = summarise([RECORD, replace(RECORD, clipped=2), replace(RECORD, clipped=1)])
+    summary = summarise([RECORD, RECORD._replace(clipped=2), RECORD._replace(clipped=1)])
     assert summary.clipped == 2
     assert "2 clipped" in summary.line()
 

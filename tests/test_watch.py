@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,7 @@ RECORD = StepRecord(
     stages=StageTimes(encode_ms=20.0, total_ms=100.0),
     wire_bytes=282_624,
 )
-HELD = replace(RECORD, tick=2, t=1.2, state="HOLD", cause="no action", sequence=None, age_ms=None, stages=None)
+HELD = RECORD._replace(tick=2, t=1.2, state="HOLD", cause="no action", sequence=None, age_ms=None, stages=None)
 
 
 def write(run_dir: Path, *records: StepRecord, ended: bool) -> None:
@@ -44,7 +43,7 @@ def test_without_a_terminal_it_prints_lines_until_the_run_ends(tmp_path: Path) -
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)
-        write(tmp_path, replace(HELD, miss="MISSED", perception_up=False), ended=True)
+        write(tmp_path, HELD._replace(miss="MISSED", perception_up=False), ended=True)
 
     watch(tmp_path, console=Console(file=out, width=300), sleep=sleep)
     first, last = out.getvalue().splitlines()
@@ -61,7 +60,7 @@ def test_it_ends_when_it_is_told_to(tmp_path: Path) -> None:
 
 
 def test_on_a_terminal_the_screen_shows_state_stages_bytes_and_command(tmp_path: Path) -> None:
-    write(tmp_path, RECORD, replace(HELD, miss="MISSED", detail="frame 5: no answer in 300 ms"), ended=True)
+    write(tmp_path, RECORD, HELD._replace(miss="MISSED", detail="frame 5: no answer in 300 ms"), ended=True)
     out = io.StringIO()
     watch(tmp_path, console=Console(file=out, width=100, height=40, force_terminal=True, legacy_windows=False))
     text = out.getvalue()
@@ -81,7 +80,7 @@ def test_on_a_terminal_the_screen_shows_state_stages_bytes_and_command(tmp_path:
 def test_the_band_shows_the_last_sixty_ticks_and_the_rate_the_last_five_seconds() -> None:
     view = View()
     for tick in range(200):
-        view.add(replace(RECORD, tick=tick, t=tick * 0.1, sequence=tick if tick % 2 else None))
+        view.add(RECORD._replace(tick=tick, t=tick * 0.1, sequence=tick if tick % 2 else None))
     assert len(view.band) == 60
     assert view.rate_hz() == pytest.approx(5.0, abs=0.2)
 

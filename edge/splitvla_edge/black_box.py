@@ -55,7 +55,8 @@ class BlackBox:
         self.written = 0
         self._machine, self._folder = machine, folder
         self._header = _header(machine, accept_clipped)
-        self._segments: deque[_Segment] = deque(maxlen=_SEGMENTS)
+        self._segments: deque[_Segment] = deque()
+        self._size = 0
         self._said: tuple[Ready | None, LocalChunk | None] = (None, None)
         self._state = machine.state
         self._writer: threading.Thread | None = None
@@ -63,6 +64,8 @@ class BlackBox:
     def before(self, now: float) -> None:
         """Before the machine is ticked: a new segment begins with its state."""
         if not self._segments or now - self._segments[-1].began >= _SEGMENT_S:
+            if len(self._segments) == _SEGMENTS:
+                self._drop_oldest()
             self._segments.append(_Segment(now, json.dumps(take(self._machine)).encode(), []))
             self._said = (None, None)
 
@@ -73,8 +76,9 @@ class BlackBox:
         segment = self._segments[-1]
         segment.ticks.append(data)
         segment.size += len(data)
-        while len(self._segments) > 1 and sum(each.size for each in self._segments) > _MAX_BYTES:
-            self._segments.popleft()
+        self._size += len(data)
+        while self._size > _MAX_BYTES and len(self._segments) > 1:
+            self._drop_oldest()
         before, self._state = self._state, command.state
         if command.state is State.SAFE_STOP is not before:
             self._write()
@@ -83,6 +87,9 @@ class BlackBox:
         """Wait for a file that is being written."""
         if self._writer is not None:
             self._writer.join(timeout_s)
+
+    def _drop_oldest(self) -> None:
+        self._size -= self._segments.popleft().size
 
     def _write(self) -> None:
         self.written += 1
@@ -206,13 +213,19 @@ def _write_tick(
     now: float, inputs: TickInputs, command: Command, said: tuple[Ready | None, LocalChunk | None]
 ) -> bytes:
     """What perception said before (ready, local) is not written again."""
-    new = [
-        each for each, old in zip((inputs.ready, inputs.local), said, strict=True) if each is not None and each != old
-    ]
+    ready, local = inputs.ready, inputs.local
+    new = [each for each, old in ((ready, said[0]), (local, said[1])) if each is not old and each not in (None, old)]
     messages = [pack(each) for each in (*new, *inputs.replies)]
     contract, position = inputs.contract.encode()[:60_000], inputs.position or ()
-    facts = (inputs.enabled, inputs.robot_ready, inputs.estop, inputs.reset, inputs.ready is None, inputs.local is None)
-    flags = sum(fact << bit for bit, fact in enumerate((*facts, inputs.position is not None)))
+    flags = (
+        inputs.enabled
+        | inputs.robot_ready << 1
+        | inputs.estop << 2
+        | inputs.reset << 3
+        | (ready is None) << 4
+        | (local is None) << 5
+        | (inputs.position is not None) << 6
+    )
     head = _TICK.pack(
         now,
         _number(inputs.frame_at),

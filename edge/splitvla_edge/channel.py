@@ -56,10 +56,8 @@ _TEXT = struct.Struct("<BH")
 _EXHAUSTED = struct.Struct("<BQ")
 _LOCAL = struct.Struct("<BQdHHdI")
 
-# Not by dataclasses.astuple, which copies field by field: every tick sends a hint.
-_hint_fields, _asked_fields, _stage_fields = (
-    attrgetter(*(field.name for field in fields(each))) for each in (Hint, Asked, StageTimes)
-)
+# Not by dataclasses.astuple, which copies field by field.
+_asked_fields, _stage_fields = (attrgetter(*(field.name for field in fields(each))) for each in (Asked, StageTimes))
 
 
 def pack(message: Message) -> bytes:
@@ -117,7 +115,7 @@ def _read_text(data: bytes, length: int) -> str:
 
 def _write_hint(kind: int, m: Hint) -> bytes:
     _times(m.max_age_s, m.deadline_min_s, m.deadline_max_s, m.gap_s)
-    return _HINT.pack(kind, *_hint_fields(m))
+    return _HINT.pack(kind, *m)
 
 
 def _read_hint(data: bytes) -> Hint:

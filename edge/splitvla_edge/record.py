@@ -13,9 +13,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.nouns import StageTimes
@@ -27,16 +26,11 @@ Line = str | Callable[[], str]
 
 
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+_STAGES = tuple(field.name for field in dataclasses.fields(StageTimes))
 
 
-@cache
-def _names(kind: type[Any]) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(kind))
-
-
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """What one tick saw and did.
+class StepRecord(NamedTuple):
+    """What one tick saw and did; a NamedTuple, because every tick makes one.
 
     t: seconds since the run began. sequence, age_ms: of the action that was executed, None when none was. stages,
     wire_bytes, clipped (tokens outside the action bins): of the newest answer that arrived on this tick. miss, detail:
@@ -64,17 +58,17 @@ class StepRecord:
     horizon_ms: float = 0.0
 
     def to_json(self) -> str:
-        """One line. Not by `asdict`, which copies the command number by number on the tick's path."""
-        data = {name: getattr(self, name) for name in _names(StepRecord)}
+        """One line."""
+        data = self._asdict()
         if self.stages is not None:
-            data["stages"] = {name: getattr(self.stages, name) for name in _names(StageTimes)}
+            data["stages"] = {name: getattr(self.stages, name) for name in _STAGES}
         return _ENCODE(data)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> StepRecord:
         """Read what `to_json` wrote. Raises ValueError, KeyError or TypeError on anything else."""
         data = json.loads(line)
-        values = {field.name: data[field.name] for field in dataclasses.fields(cls)}
+        values = {name: data[name] for name in cls._fields}
         values["command"] = tuple(values["command"])
         if values["stages"] is not None:
             values["stages"] = StageTimes(**values["stages"])
@@ -85,14 +79,15 @@ class LineWriter:
     """Lines to a file without ever making the caller wait.
 
     Owned by the control process; `put` from one thread. Mutable state: the queue, the end of the last whole line in the
-    file, and the counts of what was lost: `dropped` when the queue was full, `failed` when the disk refused.
+    file, and the counts of what was lost: `dropped` when too many lines waited, `failed` when the disk refused.
     """
 
     def __init__(self, path: Path, capacity: int = _QUEUE_LINES) -> None:
         """Raises ConfigError when the file can't be made."""
         self.dropped = self.failed = 0
-        self._path, self._end = path, 0
-        self._queue: queue.Queue[Line | None] = queue.Queue(capacity)
+        self._path, self._end, self._capacity = path, 0, capacity
+        # No lock to wait for and no thread to be handed to: a tick pays for neither. Its length is ours to look at.
+        self._queue: queue.SimpleQueue[Line | None] = queue.SimpleQueue()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("wb", buffering=0)
@@ -103,18 +98,15 @@ class LineWriter:
 
     def put(self, line: Line) -> None:
         """A line, or what makes it: that is then the thread's work, and not the caller's."""
-        try:
-            self._queue.put_nowait(line)
-        except queue.Full:
+        if self._queue.qsize() < self._capacity:
+            self._queue.put(line)
+        else:
             self.dropped += 1
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Write what is queued, for at most `timeout_s`, and close the file."""
-        try:
-            self._queue.put(None, timeout=timeout_s)
-        except queue.Full:
-            return  # the disk hangs: the thread ends with the process
-        self._thread.join(timeout_s)
+        self._queue.put(None)
+        self._thread.join(timeout_s)  # a disk that hangs: the thread ends with the process
 
     def _write(self) -> None:
         with self._file as file:
@@ -231,7 +223,6 @@ def summarise(records: Sequence[StepRecord]) -> RunSummary:
     states = Counter(record.state for record in records)
     answered = [record.stages for record in records if record.stages is not None]
     sizes = [record.wire_bytes for record in records if record.wire_bytes is not None]
-    names = [field.name for field in dataclasses.fields(StageTimes)]
     return RunSummary(
         ticks=len(records),
         duration_s=records[-1].t - records[0].t if records else 0.0,
@@ -240,7 +231,7 @@ def summarise(records: Sequence[StepRecord]) -> RunSummary:
         answers=len(answered),
         clipped=sum(record.clipped > 0 for record in records),
         misses=dict(Counter(record.miss for record in records if record.miss)),
-        stages={name: _quantiles([getattr(times, name) for times in answered]) for name in names} if answered else {},
+        stages={name: _quantiles([getattr(times, name) for times in answered]) for name in _STAGES} if answered else {},
         bytes_per_frame=sum(sizes) / len(sizes) if sizes else 0.0,
         lateness_p99_ms=_quantiles([record.lateness_ms for record in records])[1],
     )

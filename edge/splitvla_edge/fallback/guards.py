@@ -1,4 +1,7 @@
-"""One guard for each event: what must be true of the machine and of this tick's inputs for the event to hold."""
+"""One guard for each event: what must be true of the machine and of this tick's inputs for the event to hold.
+
+Where a guard can hold in some states only, `GUARDS` says so, and in the others it is not asked.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +43,11 @@ def _non_finite_run(machine: FallbackMachine, now: float, inputs: TickInputs) ->
 
 
 def _held_too_long(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
-    return machine.state is State.HOLD and machine.hold_time.empty()
+    return machine.hold_time.empty()
 
 
 def _local_too_long(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
-    return machine.state is State.LOCAL and machine.local_time.empty()
+    return machine.local_time.empty()
 
 
 def _too_old(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
@@ -56,24 +59,24 @@ def _too_old(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
 
 
 def _clearing(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
-    return machine.state is State.HOLD and machine.account.has_action() and not machine.cleared(now)
+    return machine.account.has_action() and not machine.cleared(now)
 
 
 def _unproven(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
     proven = machine.account.streak >= machine.settings.resume_replies
-    return machine.state is State.HOLD and machine.account.has_action() and not proven
+    return machine.account.has_action() and not proven
 
 
 def _jump(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
     chunk = machine.account.chunk
-    if machine.state in REMOTE or machine.state is State.WAIT or chunk is None or not machine.account.has_action():
+    if chunk is None or not machine.account.has_action():
         return False
     pose = inputs.position or machine.last_values
     return not within_reach(machine.space, chunk.actions[machine.account.cursor], pose, machine.limits)
 
 
 def _relieved(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
-    return machine.state is State.LOCAL and machine.account.streak >= machine.settings.resume_replies
+    return machine.account.streak >= machine.settings.resume_replies
 
 
 def _coasting(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
@@ -95,48 +98,55 @@ def _action(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
 def _pending(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
     """Single actions only: a chunk that has run out leaves nothing to wait on."""
     account = machine.account
-    if machine.state not in REMOTE and machine.state is not State.WAIT:
-        return False
     if machine.chunk_length > 1 or account.lost:  # a newer call does not make up for the answer that is missing now
         return False
     return account.flight is not None or now - account.met_at <= machine.settings.next_call_ms / 1e3 + EPSILON_S
 
 
 def _forced(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
-    return machine.mode is Mode.FORCED_LOCAL and machine.state is State.INIT and machine.local_healthy(now)
+    return machine.mode is Mode.FORCED_LOCAL and machine.local_healthy(now)
 
 
 def _local_action(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
     if machine.state is State.LOCAL:
         return machine.local_healthy(now)
     waited = now - machine.held_since + EPSILON_S >= machine.settings.local_after_s
-    may = machine.state is State.HOLD and waited and machine.local_healthy(now)
-    return may and machine.stillness.still(now) and machine.cleared(now)
+    return waited and machine.local_healthy(now) and machine.stillness.still(now) and machine.cleared(now)
 
+
+_ANY = frozenset(State)
+_INIT, _HOLD, _LOCAL = (frozenset({state}) for state in (State.INIT, State.HOLD, State.LOCAL))
+_AWAY = _HOLD | _LOCAL
+_ATTACHED = REMOTE | {State.WAIT}
 
 # In the order of `Event`: worst first, and the first that holds is the tick's event.
-GUARDS: tuple[tuple[Event, Guard], ...] = (
-    (Event.ESTOP, lambda machine, now, inputs: inputs.estop),
-    (Event.CONTRACT, _contract_broken),
-    (Event.RESET, lambda machine, now, inputs: inputs.reset),
-    (Event.OVERRUN, _overran),
-    (Event.NON_FINITE_RUN, _non_finite_run),
-    (Event.HOLD_TIMEOUT, _held_too_long),
-    (Event.LOCAL_TIMEOUT, _local_too_long),
-    (Event.DISARMED, lambda machine, now, inputs: not inputs.enabled),
-    (Event.CAMERA_STALE, lambda machine, now, inputs: machine.stale),
-    (Event.NOT_READY, lambda machine, now, inputs: machine.unready),
-    (Event.INVALID, lambda machine, now, inputs: machine.account.received_invalid),
-    (Event.TOO_OLD, _too_old),
-    (Event.UNPROVEN, _unproven),
-    (Event.CLEARING, _clearing),
-    (Event.JUMP, _jump),
-    (Event.RELIEVED, _relieved),
-    (Event.COASTING, _coasting),
-    (Event.DEGRADED_ACTION, _degraded_action),
-    (Event.ACTION, _action),
-    (Event.FORCED, _forced),
-    (Event.LOCAL_ACTION, _local_action),
-    (Event.PENDING, _pending),
-    (Event.NO_ACTION, lambda machine, now, inputs: True),
+GUARDS: tuple[tuple[Event, frozenset[State], Guard], ...] = (
+    (Event.ESTOP, _ANY, lambda machine, now, inputs: inputs.estop),
+    (Event.CONTRACT, _ANY, _contract_broken),
+    (Event.RESET, _ANY, lambda machine, now, inputs: inputs.reset),
+    (Event.OVERRUN, _ANY, _overran),
+    (Event.NON_FINITE_RUN, _ANY, _non_finite_run),
+    (Event.HOLD_TIMEOUT, _HOLD, _held_too_long),
+    (Event.LOCAL_TIMEOUT, _LOCAL, _local_too_long),
+    (Event.DISARMED, _ANY, lambda machine, now, inputs: not inputs.enabled),
+    (Event.CAMERA_STALE, _ANY, lambda machine, now, inputs: machine.stale),
+    (Event.NOT_READY, _ANY, lambda machine, now, inputs: machine.unready),
+    (Event.INVALID, _ANY, lambda machine, now, inputs: machine.account.received_invalid),
+    (Event.TOO_OLD, _ANY, _too_old),
+    (Event.UNPROVEN, _HOLD, _unproven),
+    (Event.CLEARING, _HOLD, _clearing),
+    (Event.JUMP, _ANY - _ATTACHED, _jump),
+    (Event.RELIEVED, _LOCAL, _relieved),
+    (Event.COASTING, _ANY, _coasting),
+    (Event.DEGRADED_ACTION, _ANY, _degraded_action),
+    (Event.ACTION, _ANY, _action),
+    (Event.FORCED, _INIT, _forced),
+    (Event.LOCAL_ACTION, _AWAY, _local_action),
+    (Event.PENDING, _ATTACHED, _pending),
+    (Event.NO_ACTION, _ANY, lambda machine, now, inputs: True),
 )
+
+# The guards that can hold in a state, which are those that a tick in it asks.
+GUARDS_IN: dict[State, tuple[tuple[Event, Guard], ...]] = {
+    state: tuple((event, guard) for event, states, guard in GUARDS if state in states) for state in State
+}

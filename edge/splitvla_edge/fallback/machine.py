@@ -6,7 +6,7 @@ import math
 import random
 
 from splitvla_edge.fallback.account import Account
-from splitvla_edge.fallback.guards import EPSILON_S, GUARDS, camera_stale, not_ready
+from splitvla_edge.fallback.guards import EPSILON_S, GUARDS_IN, camera_stale, not_ready
 from splitvla_edge.fallback.local_slot import LocalSlot
 from splitvla_edge.fallback.messages import Command, Hint, TickInputs
 from splitvla_edge.fallback.motion import blend_weight, shape, tail_weight
@@ -174,7 +174,7 @@ class FallbackMachine:
 
     def _event(self, now: float, inputs: TickInputs) -> Event:
         """The worst one of this tick."""
-        for event, holds in GUARDS:
+        for event, holds in GUARDS_IN[self.state]:
             if holds(self, now, inputs):
                 return event
         raise AssertionError("the last guard always holds")

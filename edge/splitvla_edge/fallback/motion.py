@@ -32,16 +32,16 @@ def shape(
     weight: share of the motion that is made. speed_share: of the speed limits, that the motion may use; it shortens the
     motion as a whole, so that its direction stays. The gripper's target is taken as it is.
     """
-    values = list(space.bounded(action))
-    start = (0.0,) * len(values)
-    if space.kind is Kind.ABSOLUTE and anchor is not None and len(anchor) == len(values):
+    wanted = space.bounded(action)
+    start = (0.0,) * len(wanted)
+    if space.kind is Kind.ABSOLUTE and anchor is not None and len(anchor) == len(wanted):
         start = anchor
-    moves = [weight * (value - begin) for value, begin in zip(values, start, strict=True)]
+    moves = [weight * (value - begin) for value, begin in zip(wanted, start, strict=True)]
     if speed_share < 1.0:
         moves = _slowed(moves, limits, speed_share, space.gripper)
-    for index, (begin, move, limit) in enumerate(zip(start, moves, limits, strict=True)):
-        if index != space.gripper:
-            values[index] = begin + clip(move, -limit, limit)
+    values = [begin + clip(move, -limit, limit) for begin, move, limit in zip(start, moves, limits, strict=True)]
+    if space.gripper is not None:
+        values[space.gripper] = wanted[space.gripper]
     return space.bounded(tuple(values))
 
 

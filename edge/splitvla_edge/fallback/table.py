@@ -23,6 +23,8 @@ class State(enum.Enum):
     LOCAL = "LOCAL"
     SAFE_STOP = "SAFE_STOP"
 
+    __hash__ = object.__hash__  # there is one of each: not by name, in Python, several times a tick
+
 
 REMOTE = frozenset({State.NOMINAL, State.DEGRADED, State.COAST})  # an action of the server is executed
 
@@ -61,6 +63,8 @@ class Event(enum.Enum):
     LOCAL_ACTION = "local policy acts"
     PENDING = "next action due"
     NO_ACTION = "no action"
+
+    __hash__ = object.__hash__  # as State's
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 
 _EPSILON_S = 1e-9
@@ -51,7 +52,7 @@ class Stillness:
         middle = self._middle
         if middle is None or len(middle) != len(position):
             return True
-        return any(abs(there - here) > self._tolerance for there, here in zip(middle, position, strict=True))
+        return max(map(abs, map(operator.sub, position, middle)), default=0.0) > self._tolerance
 
     def still(self, now: float) -> bool:
         return now - self._since + _EPSILON_S >= self._still_s

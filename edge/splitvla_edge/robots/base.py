@@ -72,7 +72,8 @@ class ActionSpace:
 
     def bounded(self, values: tuple[float, ...]) -> tuple[float, ...]:
         """Finite values, each clipped to its limits."""
-        return tuple([clip(v, low, high) for v, low, high in zip(values, self.low, self.high, strict=True)])
+        limits = zip(values, self.low, self.high, strict=True)
+        return tuple([v if low <= v <= high else clip(v, low, high) for v, low, high in limits])
 
     def step_limits(self, dt_s: float) -> tuple[float, ...]:
         """How much of each dimension's number one tick may use: of travel, or of a velocity itself."""
