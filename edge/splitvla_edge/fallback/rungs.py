@@ -3,7 +3,8 @@
 Rules of this file:
  - A slow server never costs quality: what a smaller payload would save must be transmission, and worth it.
  - Misses count only once an answer shows that there is a path, and only when their size can explain them.
- - One change a second at most. A failed upgrade doubles the wait for the next.
+ - One change a second at most. An upgrade that fails makes the next one wait far longer: a link that flaps looks good
+   for seconds, again and again.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from splitvla_edge.fallback.settings import FallbackSettings
 _CHANGE_S = 1.0  # between two changes, at least
 _MISS_MEMORY_S = 1.0
 _MISSES = 2
-_BLIND_WAIT_S = (20.0, 180.0)  # first and last
-_BLIND_FACTOR = 3.0
+_BLIND_S = 20.0  # at one size, before a larger one is tried on no evidence
+_FAILED_S, _FACTOR = 60.0, 3.0  # the wait after a first failed upgrade, and how it grows with the next ones
 
 
 class RungChooser:
@@ -40,7 +41,6 @@ class RungChooser:
         self._changed_at = self._upgraded_at = -math.inf
         self._good_since = math.inf
         self._wait_s = settings.rung_up_s
-        self._blind_wait_s = _BLIND_WAIT_S[0]
 
     @property
     def smallest(self) -> int:
@@ -74,8 +74,7 @@ class RungChooser:
         self._suspects += sum(now - at <= _MISS_MEMORY_S for at in self._misses)
         self._misses.clear()
         if now - self._upgraded_at >= self._settings.rung_trial_s and self._upgraded_at > -math.inf:
-            self._wait_s, self._upgraded_at = max(self._settings.rung_up_s, self._wait_s / 2), -math.inf
-            self._blind_wait_s = max(_BLIND_WAIT_S[0], self._blind_wait_s / _BLIND_FACTOR)
+            self._wait_s, self._upgraded_at = max(self._settings.rung_up_s, self._wait_s / _FACTOR), -math.inf
         if now - self._changed_at >= _CHANGE_S:
             target = self._lower(sample, budget_ms)
             if target is not None:
@@ -131,12 +130,11 @@ class RungChooser:
         """After a long time at one size nothing is known of the others: on a link with delay none would ever fit."""
         expected = self.model.predict_ms(self._ladder[self.rung])
         fits = expected is not None and expected < limit_ms
-        return fits and not self.model.measured() and now - self._changed_at >= self._blind_wait_s
+        return fits and not self.model.measured() and now - self._changed_at >= max(_BLIND_S, self._wait_s)
 
     def _go_down(self, now: float, target: int) -> None:
         if now - self._upgraded_at < self._settings.rung_trial_s:
-            self._wait_s = min(2 * self._wait_s, self._settings.rung_up_max_s)
-            self._blind_wait_s = min(_BLIND_FACTOR * self._blind_wait_s, _BLIND_WAIT_S[1])
+            self._wait_s = min(max(_FAILED_S, _FACTOR * self._wait_s), self._settings.rung_up_max_s)
             self._upgraded_at = -math.inf
         self._change(now, target)
 

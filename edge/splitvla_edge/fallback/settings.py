@@ -26,8 +26,8 @@ class FallbackSettings:
     jittered by up to half. probe_deadline_ms: of such a call, unless answers are known to take longer.
 
     Payload. rung_down_at, rung_up_at: shares of the budget. rung_saves_ms: a smaller payload must save more than this.
-    rung_up_s: how long the better one must look good; doubled, up to rung_up_max_s, by an upgrade that fails within
-    rung_trial_s. latency_window: replies remembered.
+    rung_up_s: how long the better one must look good; a minute after an upgrade that fails within rung_trial_s, and
+    three times longer after the next ones, up to rung_up_max_s. latency_window: replies remembered.
 
     Local policy. local_after_s: in HOLD before it may act. local_to_stop_s: time on it left to SAFE_STOP.
     local_speed: share of the speed limit it may use. local_agreement: share of its answers that agreed with the
@@ -59,8 +59,8 @@ class FallbackSettings:
     rung_up_at: float = 0.6
     rung_saves_ms: float = 20.0
     rung_up_s: float = 2.0
-    rung_up_max_s: float = 30.0
-    rung_trial_s: float = 10.0
+    rung_up_max_s: float = 180.0
+    rung_trial_s: float = 60.0
     latency_window: int = 32
     local_after_s: float = 0.5
     local_to_stop_s: float = 30.0
