@@ -45,6 +45,8 @@ _UNSTEADY = 1.5  # speeds before and after a run that are so far apart make it w
 _SHORTEST_SOAK = 0.2  # minutes: fewer samples give no slope
 _WORSE = 1  # exit code: slower than --compare, or a way that promised the reference's tokens gave others
 _FRAMES_HZ = 5.0  # of what --calibrate learns from, as the robot will send them
+_HERE_ONLY = ("checkpoint", "calibrate")
+_THERE_ONLY = ("rest", "websocket", "websocket_split_engine", "tls_ca", "tls_cert", "tls_key")
 _OWN_MODEL = "a small model with openvla-7b's bytes"
 
 
@@ -137,6 +139,8 @@ def _request(arguments: argparse.Namespace) -> Request:
         raise ConfigError(f"--sections {arguments.sections!r} names none; any of {','.join(ALL)}")
     if unknown := set(sections) - set(ALL):
         raise ConfigError(f"--sections {','.join(sorted(unknown))}: unknown; any of {','.join(ALL)}")
+    if "policy" in sections and arguments.server is not None:
+        raise ConfigError("--sections policy measures a policy of this machine's own; leave it out with --server")
     plan = FULL if arguments.full else QUICK
     if arguments.soak is not None:
         if arguments.soak and not _SHORTEST_SOAK <= arguments.soak <= 24 * 60:
@@ -172,6 +176,7 @@ def _made(out: Path) -> Path:
 def _site(arguments: argparse.Namespace, watch: Watch) -> Iterator[Site]:
     if (arguments.server is None) != (arguments.bundle is None):
         raise ConfigError("--server and --bundle belong together: the server, and the edge half of the model it serves")
+    _refuse_what_does_not_apply(arguments)
     if arguments.server is not None:
         for address in (arguments.server, arguments.rest, arguments.websocket, arguments.websocket_split_engine):
             if address is not None:
@@ -187,8 +192,10 @@ def _site(arguments: argparse.Namespace, watch: Watch) -> Iterator[Site]:
             baselines=Baselines(arguments.rest, arguments.websocket, arguments.websocket_split_engine),
         )
         return
+    from splitvla_cloud.precision import parse_precision
     from splitvla_cloud.split import split
 
+    parse_precision(arguments.precision)  # before minutes are spent
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with watch.phase("split a checkpoint", 20):
@@ -211,6 +218,18 @@ def _site(arguments: argparse.Namespace, watch: Watch) -> Iterator[Site]:
                     )
                 )
             yield site
+
+
+def _refuse_what_does_not_apply(arguments: argparse.Namespace) -> None:
+    """An option that would change nothing is a misunderstanding. Raises ConfigError."""
+    there = arguments.server is not None
+    given = [option for option in (_HERE_ONLY if there else _THERE_ONLY) if getattr(arguments, option) is not None]
+    if given:
+        names, where = " and ".join("--" + name.replace("_", "-") for name in given), "with" if there else "without"
+        raise ConfigError(f"{names}: of no use {where} --server; leave out one or the other")
+    missing = [path for path in arguments.calibrate or () if not path.exists()]
+    if missing:
+        raise ConfigError(f"--calibrate {missing[0]}: no such file or folder")
 
 
 def _own_checkpoint(path: Path) -> Path:

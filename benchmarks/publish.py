@@ -22,6 +22,7 @@ from splitvla_shared.errors import ConfigError
 ROOT = Path(__file__).resolve().parent.parent
 # In the order in which they stand; the first of each row has its place in RESULTS.md from the beginning.
 BLOCKS: tuple[tuple[str, ...], ...] = (
+    ("verdict",),
     (
         "alternatives",
         "stages",

@@ -19,3 +19,22 @@ def test_an_out_that_is_a_file_is_refused_by_name(tmp_path: Path, capsys: pytest
 def test_sections_that_name_none_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert latency.main(["--sections", ","]) == 2
     assert "names none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ("--server", "127.0.0.1:9", "--bundle", "edge", "--calibrate", "frames"),
+            "--calibrate: of no use with --server",
+        ),
+        (("--rest", "127.0.0.1:9", "--tls-ca", "ca.pem"), "--rest and --tls-ca: of no use without --server"),
+        (("--calibrate", "not/there"), "--calibrate not/there: no such file"),
+        (("--server", "127.0.0.1:9", "--bundle", "edge", "--sections", "policy"), "leave it out with --server"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(
+    options: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert latency.main([*options, "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err

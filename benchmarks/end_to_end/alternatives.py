@@ -14,9 +14,10 @@ from splitvla_shared.nouns import Image
 WARM_UP_ROUNDS = 2
 _TRIES, _PAUSE_S = 4, 0.5
 TEXT = """Robot is what the robot's machine computes before it sends and after it receives; server is what the server
-says it took; wire is the rest of the round trip over loopback, protocol included. `same answers` counts frames whose
+says it took; wire is the rest of the round trip over the link, protocol included. `same answers` counts frames whose
 whole answer is the reference's ({reference}), `same tokens` the tokens one by one; some ways promise them, the others
 change pixels or round the embedding. {verdict}"""
+TITLE = "The same frame, every way to an action, milliseconds "  # over what
 LEAST_KEPT = 0.9  # share of tokens that a lossy way must keep where no JPEG was measured to hold it against
 
 
@@ -80,7 +81,7 @@ def _act(way: Way, image: Image, instruction: str, failed: int = 0) -> tuple[Ans
 def section(
     measured: Sequence[Measured],
     name: str = "alternatives",
-    title: str = "The same frame, every way to an action, milliseconds over loopback",
+    title: str = TITLE + "over loopback",
 ) -> Section:
     reference = _reference(measured)
     rows, metrics = [], {}

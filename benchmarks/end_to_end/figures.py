@@ -55,7 +55,7 @@ def draw_alternatives(measured: Sequence[Measured], path: Path, model: str) -> N
         axis.text(left[index], index, text, va="center", fontsize=9)
     axis.invert_yaxis()
     axis.set_xlim(0, float(left.max()) * 1.4)
-    axis.set_xlabel("milliseconds from frame to action over loopback, median")
+    axis.set_xlabel("milliseconds from frame to action, median")
     axis.legend(loc="upper center", bbox_to_anchor=(0.4, 1.0 + 0.9 / len(measured)), ncols=3, frameon=False)
     figure.suptitle(f"The same frame, every way to an action ({model})", x=0.01, ha="left", fontweight="bold")
     figure.savefig(path, dpi=110)

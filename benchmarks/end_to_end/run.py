@@ -19,6 +19,7 @@ from benchmarks.end_to_end.plan import Plan, Watch
 from benchmarks.end_to_end.regions import Cost, WhatIf, measured_costs
 from benchmarks.end_to_end.results import Section
 from benchmarks.end_to_end.site import Site, open_ways
+from benchmarks.end_to_end.verdict import verdict_section
 from benchmarks.frames import CLIP, INSTRUCTION, read_frames
 from benchmarks.link.synthetic import FOLDER as TRACES
 from splitvla_edge.robots.replay import open_source
@@ -60,6 +61,11 @@ class Run:
         self.measured: list[Measured] = []
         self.of_policy: list[Measured] = []
 
+    @property
+    def _there(self) -> bool:
+        """Whether the server is another machine's, behind a link of its own."""
+        return self._site.bundles is None
+
     def run(self) -> None:
         """All sections that were asked for."""
         wanted, plan = set(self._request.sections), self._request.plan
@@ -77,6 +83,7 @@ class Run:
             self._scale()
         if plan.soak_minutes:
             self._soak()
+        self._verdict()
 
     def _measure_ways(self) -> float:
         """Also the seconds that one round of all ways takes."""
@@ -116,7 +123,8 @@ class Run:
         self.sections.append(stages.section(ends, _stage_times(self.measured)))
 
     def _alternatives(self) -> None:
-        self.sections.append(alternatives.section(self.measured))
+        over = "over the link to the server" if self._there else "over loopback"
+        self.sections.append(alternatives.section(self.measured, title=alternatives.TITLE + over))
         figures.draw_alternatives(self.measured, self._request.out / "alternatives.png", self._request.model)
 
     def _policy(self) -> None:
@@ -160,6 +168,13 @@ class Run:
             panels["what if"] = what_if.costs(rungs, _JPEG_BYTES, _RAW_BYTES)
         return panels
 
+    def _verdict(self) -> None:
+        """Of the policy with a codec where it was measured: embeddings of random weights have no rung to recommend."""
+        measured, model = (
+            (self.of_policy, trained_policy.NAME) if self.of_policy else (self.measured, self._request.model)
+        )
+        self.sections.append(verdict_section(worth_choosing(measured), model, there=self._there))
+
     def _scale(self) -> None:
         plan, request = self._plan, self._request
         with fleet_site(self._site, self._images, request.instruction) as (job, pid, model, folder):
@@ -169,7 +184,7 @@ class Run:
                 with self._watch.phase(f"{count} robots on one server", plan.scale_s + 3.0 + count) as step:
                     fleets.append(run_fleet(job, pid, count, plan.scale_s, folder, step))
         scheme = Scheme(job.scheme).name.lower()
-        cores = os.cpu_count() or 1
+        cores = None if self._there else os.cpu_count()
         self.sections.append(scale.scale_section(fleets, model, scheme, job.control_hz, job.deadline_s, cores))
         figures.draw_scale(fleets, job.control_hz, request.out / "scale.png", model)
 

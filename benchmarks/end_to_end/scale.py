@@ -10,11 +10,16 @@ from benchmarks.end_to_end.results import Section, Summary
 _MIB = 1 << 20
 _SCALE_TEXT = """Each robot is a process that asks {hz:g} times a second with embeddings recorded as {rung}, one call
 in flight, a deadline of {deadline:.0f} ms, and encodes nothing. Fairness is Jain's index over the robots' answers.
-CPU is in processors: robots and server share the {cores} of this machine, so that the last rows measure it as much as
-the server."""
+CPU is in processors{shared}."""
+_SHARED = (
+    ": robots and server share the {cores} of this machine, so that the last rows measure it as much as\nthe server"
+)
 
 
-def scale_section(fleets: Sequence[Fleet], model: str, rung: str, hz: float, deadline_s: float, cores: int) -> Section:
+def scale_section(
+    fleets: Sequence[Fleet], model: str, rung: str, hz: float, deadline_s: float, cores: int | None
+) -> Section:
+    """cores: of the machine that robots and server share; None where the server has its own."""
     rows, metrics = [], {}
     for fleet in fleets:
         count = len(fleet.robots)
@@ -45,5 +50,7 @@ def scale_section(fleets: Sequence[Fleet], model: str, rung: str, hz: float, dea
         rows=tuple(rows),
         n=sum(len(fleet.latencies_ms) for fleet in fleets),
         metrics=metrics,
-        text=_SCALE_TEXT.format(hz=hz, rung=rung, deadline=deadline_s * 1e3, cores=cores),
+        text=_SCALE_TEXT.format(
+            hz=hz, rung=rung, deadline=deadline_s * 1e3, shared="" if cores is None else _SHARED.format(cores=cores)
+        ),
     )
