@@ -30,6 +30,7 @@ def test_sections_that_name_none_are_refused(capsys: pytest.CaptureFixture[str])
         ),
         (("--rest", "127.0.0.1:9", "--tls-ca", "ca.pem"), "--rest and --tls-ca: of no use without --server"),
         (("--calibrate", "not/there"), "--calibrate not/there: no such file"),
+        (("--precision", "fp7"), "precision 'fp7' is unknown"),
         (("--server", "127.0.0.1:9", "--bundle", "edge", "--sections", "policy"), "leave it out with --server"),
     ],
 )

@@ -65,7 +65,7 @@ def _conclusion(measured: Sequence[Measured], there: bool) -> str:
     for time_of in times:
         split, picture = _fastest(measured, _SPLIT, time_of), _fastest(measured, _PICTURES, time_of)
         if split is None or picture is None:
-            return "Whether the split or a picture is the right thing to send, this run can't say: it has only one of them."
+            return "Whether a picture or the split is the one to send, this run can't say: it has but one of them."
         if time_of(picture) <= time_of(split):
             lost_to.append(picture.name)
     where = "this link" if there else f"{len(times) - len(lost_to)} of {len(times)} links"
