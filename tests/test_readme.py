@@ -90,3 +90,16 @@ def test_every_link_of_the_documents_leads_to_a_file() -> None:
     for document in [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_no_row_stands_twice_in_a_table_of_the_results() -> None:
+    """Two branches that both add rows are merged line by line, and then a table may hold some twice."""
+    twice, seen = [], set[str]()
+    for line in (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("| "):
+            seen = set()
+        elif line in seen:
+            twice.append(line)
+        else:
+            seen.add(line)
+    assert not twice
