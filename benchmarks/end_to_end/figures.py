@@ -16,7 +16,7 @@ from matplotlib.colors import ListedColormap
 
 from benchmarks.end_to_end.alternatives import Measured
 from benchmarks.end_to_end.fleet import Fleet
-from benchmarks.end_to_end.regions import FAMILIES, NO_PICTURES, RATES, RTTS, Cost, Regions, regions
+from benchmarks.end_to_end.regions import FAMILIES, NO_PICTURES, RATES, RTTS, SENT, Cost, Regions, regions
 from benchmarks.end_to_end.results import Summary
 from benchmarks.end_to_end.soak import minutes, slopes
 from benchmarks.end_to_end.ways import Answered, Family
@@ -66,26 +66,36 @@ def _kilobytes(size: int) -> str:
     return f"{size / 1000:,.0f} kB" if size >= 10_000 else f"{size / 1000:.1f} kB"
 
 
+_LAST_LABEL_MBPS = 400.0  # a name further right would leave the map
+
+
 def draw_regions(panels: Mapping[str, Sequence[Cost]], path: Path) -> None:
-    """A row a set of costs: the fastest way on each link, and again where no picture may leave the robot."""
+    """A row a set of costs: the fastest way on each link for a model that the robot can't hold, and again where no
+    picture may leave the robot. What holding it would give needs no map: it is in the row's title."""
     _style()
     figure, axes = plt.subplots(
         len(panels), 2, figsize=(11, 4.1 * len(panels)), squeeze=False, sharex=True, sharey=True, layout="constrained"
     )
     for row, (title, costs) in zip(axes, panels.items(), strict=True):
         for axis, allowed, what in (
-            (row[0], FAMILIES, "fastest way"),
+            (row[0], SENT, "fastest way"),
             (row[1], NO_PICTURES, "fastest where pictures stay on the robot"),
         ):
             _draw_map(axis, regions(costs, allowed))
-            axis.set_title(f"{title}:\n{what}", fontsize=10)
+            axis.set_title(f"{title}:\n{what}{_whole(costs)}", fontsize=10)
         row[0].set_ylabel("round trip, ms")
     for axis in axes[-1]:
         axis.set_xlabel("uplink, Mbit/s")
-    title = "Which way to an action is the fastest? Lines: its latency in ms"
+    title = "The model does not fit the robot: which way to an action is the fastest? Lines: its latency in ms"
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _whole(costs: Sequence[Cost]) -> str:
+    """The model whole on the robot, where that was measured."""
+    times = [cost.fixed_ms for cost in costs if cost.family is Family.LOCAL]
+    return f" (whole on the robot: {min(times):.0f} ms)" if times else ""
 
 
 def _draw_map(axis: Any, found: Regions) -> None:
@@ -104,7 +114,9 @@ def _draw_map(axis: Any, found: Regions) -> None:
         if len(inside) >= _LEAST_AREA * found.winner.size:
             y, x = inside[np.argmin(np.abs(inside - inside.mean(axis=0)).sum(axis=1))]
             text = family.value if family is not Family.LOSSY else f"{family.value}:\n{_rungs(found, index)}"
-            axis.text(RATES[x], RTTS[y], text, ha="center", va="center", fontsize=9, fontweight="bold")
+            axis.text(
+                min(RATES[x], _LAST_LABEL_MBPS), RTTS[y], text, ha="center", va="center", fontsize=9, fontweight="bold"
+            )
 
 
 def _rungs(found: Regions, family: int) -> str:

@@ -165,7 +165,9 @@ class Run:
             panels[f"measured ({trained_policy.NAME})"] = measured_costs(worth_choosing(self.of_policy))
         if (what_if := self._request.what_if) is not None:
             rungs = {way.name: way.up_bytes for way in measured if way.name.startswith("split")}
-            panels["what if"] = what_if.costs(rungs, _JPEG_BYTES, _RAW_BYTES)
+            encode = f"encode {what_if.robot_encode:g} ms (robot), {what_if.server_encode:g} (server)"
+            title = f"what if: {encode}; backbone {what_if.backbone:g}"
+            panels[title] = what_if.costs(rungs, _JPEG_BYTES, _RAW_BYTES)
         return panels
 
     def _verdict(self) -> None:
