@@ -44,5 +44,5 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             )
     axes.set(xscale="log", xlabel="bytes a frame (median)", ylabel="token agreement, %")
     axes.grid(visible=True, alpha=0.3)
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.savefig(path, dpi=120, bbox_inches="tight")
