@@ -190,7 +190,7 @@ def test_a_robot_and_its_real_server_are_measured_by_stage_rung_and_session(tiny
     with ServerProcess(tiny_bundles / "cloud", "--threads", "1") as server:
         assert main(["--server", server.wait_ready(), *arguments, "--sections", "stages,alternatives"]) == 0
     tables = {path.stem for path in tmp_path.glob("*.md")}
-    assert tables == {"stages", "alternatives"}
+    assert tables == {"stages", "alternatives", "verdict"}
     assert "split, int4" in (tmp_path / "alternatives.md").read_text(encoding="utf-8")
 
 
