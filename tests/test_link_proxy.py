@@ -259,10 +259,15 @@ class SilentLink:
 
 def test_the_end_of_a_connection_that_was_reset_a_moment_ago_closes_it_and_spares_the_others() -> None:
     connection = Connection(SilentLink(), 1)
+
+    async def end(transport: ResetUnnoticed) -> None:
+        connection.near.connection_made(transport)
+        await asyncio.sleep(0)
+        connection.deliver(DOWN, Payload(Kind.END))
+
     with socket.socket() as sock:
         transport = ResetUnnoticed(sock)
-        connection.near.connection_made(transport)
-        connection.deliver(DOWN, Payload(Kind.END))
+        asyncio.run(end(transport))
     assert transport.closed
 
 

@@ -217,7 +217,8 @@ class Leg(asyncio.Protocol):
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         bound_buffers(sock)
-        self._connection.opened(self)
+        # Not at once: before Python 3.11.4 asyncio begins to read after this call, and would undo a pause.
+        asyncio.get_running_loop().call_soon(self._connection.opened, self)
 
     def data_received(self, data: bytes) -> None:
         self._connection.sent(self._sends, data)
