@@ -176,7 +176,7 @@ def _made(out: Path) -> Path:
 def _site(arguments: argparse.Namespace, watch: Watch) -> Iterator[Site]:
     if (arguments.server is None) != (arguments.bundle is None):
         raise ConfigError("--server and --bundle belong together: the server, and the edge half of the model it serves")
-    _refuse_what_does_not_apply(arguments)
+    _check_options(arguments)
     if arguments.server is not None:
         for address in (arguments.server, arguments.rest, arguments.websocket, arguments.websocket_split_engine):
             if address is not None:
@@ -220,8 +220,8 @@ def _site(arguments: argparse.Namespace, watch: Watch) -> Iterator[Site]:
             yield site
 
 
-def _refuse_what_does_not_apply(arguments: argparse.Namespace) -> None:
-    """An option that would change nothing is a misunderstanding. Raises ConfigError."""
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError for an option that would change nothing, and for frames that are not there."""
     there = arguments.server is not None
     given = [option for option in (_HERE_ONLY if there else _THERE_ONLY) if getattr(arguments, option) is not None]
     if given:

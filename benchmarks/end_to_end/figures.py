@@ -36,6 +36,7 @@ _PARTS: tuple[tuple[str, str, Callable[[Answered], float]], ...] = (
 )
 _LEVELS_MS = (20, 50, 100, 200, 300, 400, 600, 1000, 2000, 4000)
 _MOST_RUNGS = 3  # named in a region
+_LAST_LABEL_MBPS = 400.0  # a name further right would leave the map
 _LEAST_AREA = 0.004  # of a map: a smaller region gets no name
 
 
@@ -64,9 +65,6 @@ def draw_alternatives(measured: Sequence[Measured], path: Path, model: str) -> N
 
 def _kilobytes(size: int) -> str:
     return f"{size / 1000:,.0f} kB" if size >= 10_000 else f"{size / 1000:.1f} kB"
-
-
-_LAST_LABEL_MBPS = 400.0  # a name further right would leave the map
 
 
 def draw_regions(panels: Mapping[str, Sequence[Cost]], path: Path) -> None:

@@ -13,9 +13,10 @@ from benchmarks.end_to_end.ways import Family
 from splitvla_shared.errors import ConfigError
 
 FAMILIES = tuple(Family)
+PICTURES = (Family.JPEG, Family.RAW)
 # Where the model does not fit the robot, and where pictures may not leave it either.
 SENT = tuple(family for family in Family if family is not Family.LOCAL)
-NO_PICTURES = tuple(family for family in SENT if family not in (Family.JPEG, Family.RAW))
+NO_PICTURES = tuple(family for family in SENT if family not in PICTURES)
 RATES = np.geomspace(1.0, 1000.0, 181)
 RTTS = np.geomspace(1.0, 100.0, 121)
 

@@ -6,18 +6,17 @@ from collections.abc import Callable, Sequence
 
 from benchmarks.end_to_end.alternatives import Measured
 from benchmarks.end_to_end.links import Link, grid, latency_ms
+from benchmarks.end_to_end.regions import FAMILIES, NO_PICTURES, PICTURES, SENT
 from benchmarks.end_to_end.results import Section
 from benchmarks.end_to_end.ways import Family
 
 TimeOf = Callable[[Measured], float]  # milliseconds from the frame to the action
 
-_PICTURES = (Family.JPEG, Family.RAW)
-_SPLIT = (Family.SPLIT, Family.LOSSY)
 # A team's situation, and what it may choose from there.
 SITUATIONS: tuple[tuple[str, tuple[Family, ...]], ...] = (
-    ("anything goes", tuple(Family)),
-    ("the model does not fit the robot", _PICTURES + _SPLIT),
-    ("nor may the picture leave it", _SPLIT),
+    ("anything goes", FAMILIES),
+    ("the model does not fit the robot", SENT),
+    ("nor may the picture leave it", NO_PICTURES),
 )
 _COLUMNS = tuple(Link.symmetric(rate, 10.0) for rate in (10.0, 50.0, 100.0, 1000.0))
 _TEXT = """Medians of this run's machines, with the link's time added as in the table of links; a lossy rung takes part
@@ -63,7 +62,7 @@ def _conclusion(measured: Sequence[Measured], there: bool) -> str:
     times = [_as_measured] if there else [_over(link) for link in grid()]
     lost_to = []
     for time_of in times:
-        split, picture = _fastest(measured, _SPLIT, time_of), _fastest(measured, _PICTURES, time_of)
+        split, picture = _fastest(measured, NO_PICTURES, time_of), _fastest(measured, PICTURES, time_of)
         if split is None or picture is None:
             return "Whether a picture or the split is the one to send, this run can't say: it has but one of them."
         if time_of(picture) <= time_of(split):
