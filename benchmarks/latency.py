@@ -25,6 +25,7 @@ if not __package__:  # run by its path: neither this process nor its children wo
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
 
 from benchmarks.end_to_end import alternatives, compare, results
+from benchmarks.end_to_end.link_tables import read_traces
 from benchmarks.end_to_end.plan import FULL, QUICK, Watch
 from benchmarks.end_to_end.regions import parse_what_if
 from benchmarks.end_to_end.results import Recorded, Section
@@ -34,7 +35,8 @@ from benchmarks.end_to_end.trained_policy import calibrate_halves
 from benchmarks.frames import CLIP, INSTRUCTION
 from benchmarks.link.synthetic import FOLDER as TRACES
 from benchmarks.processes import ProcessLost
-from splitvla_edge.link import check_address
+from splitvla_edge.link import GrpcLink, check_address
+from splitvla_edge.robots.replay import open_source
 from splitvla_edge.security import Security
 from splitvla_shared.command_line import run_command
 from splitvla_shared.errors import ConfigError, SplitVLAError, Unreachable
@@ -45,6 +47,7 @@ _UNSTEADY = 1.5  # speeds before and after a run that are so far apart make it w
 _SHORTEST_SOAK = 0.2  # minutes: fewer samples give no slope
 _WORSE = 1  # exit code: slower than --compare, or a way that promised the reference's tokens gave others
 _FRAMES_HZ = 5.0  # of what --calibrate learns from, as the robot will send them
+_CONNECT_S = 5.0  # to a server that should be up
 _HERE_ONLY = ("checkpoint", "calibrate")
 _THERE_ONLY = ("rest", "websocket", "websocket_split_engine", "tls_ca", "tls_cert", "tls_key")
 _OWN_MODEL = "a small model with openvla-7b's bytes"
@@ -104,10 +107,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     old = results.read_run(arguments.compare) if arguments.compare else None  # before minutes are spent
     request = _request(arguments)
+    source = open_source(arguments.frames, "--frames")
     command = shlex.join(["python", "-m", "benchmarks.latency", *arguments.argv])
     with Watch() as watch, _site(arguments, watch) as site:
         yardstick_ms = compare.yardstick_ms()
-        run = Run(request, site, watch)
+        run = Run(request, source, site, watch)
         try:
             run.run()
         except (ProcessLost, SplitVLAError) as error:
@@ -156,9 +160,8 @@ def _request(arguments: argparse.Namespace) -> Request:
         out=_made(arguments.out or Path("runs") / time.strftime("bench-%Y%m%d-%H%M%S")),
         model=arguments.server or (arguments.checkpoint.name if arguments.checkpoint else _OWN_MODEL),
         sections=sections,
-        frames=arguments.frames,
         instruction=arguments.instruction,
-        traces=arguments.traces,
+        traces=read_traces(arguments.traces),
         what_if=parse_what_if(arguments.what_if) if arguments.what_if else None,
     )
 
@@ -181,6 +184,12 @@ def _site(arguments: argparse.Namespace, watch: Watch) -> Iterator[Site]:
         for address in (arguments.server, arguments.rest, arguments.websocket, arguments.websocket_split_engine):
             if address is not None:
                 check_address(address)
+        security = Security.from_files(arguments.tls_ca, arguments.tls_cert, arguments.tls_key)
+        with (
+            watch.phase(f"connect to {arguments.server}", _CONNECT_S),
+            GrpcLink(arguments.server, security=security) as link,
+        ):
+            link.describe(_CONNECT_S)  # before a model is loaded for a server that is not there
         yield Site(
             edge_bundle=arguments.bundle,
             server=arguments.server,
@@ -188,7 +197,7 @@ def _site(arguments: argparse.Namespace, watch: Watch) -> Iterator[Site]:
             threads=arguments.threads,
             encoder=arguments.encoder,
             provider=arguments.provider,
-            security=Security.from_files(arguments.tls_ca, arguments.tls_cert, arguments.tls_key),
+            security=security,
             baselines=Baselines(arguments.rest, arguments.websocket, arguments.websocket_split_engine),
         )
         return

@@ -31,11 +31,24 @@ def test_sections_that_name_none_are_refused(capsys: pytest.CaptureFixture[str])
         (("--rest", "127.0.0.1:9", "--tls-ca", "ca.pem"), "--rest and --tls-ca: of no use without --server"),
         (("--calibrate", "not/there"), "--calibrate not/there: no such file"),
         (("--precision", "fp7"), "precision 'fp7' is unknown"),
+        (("--frames", "not/there"), "--frames not/there is not there"),
+        (("--traces", "not/there"), "--traces not/there holds no traces"),
         (("--server", "127.0.0.1:9", "--bundle", "edge", "--sections", "policy"), "leave it out with --server"),
     ],
 )
-def test_an_option_that_would_change_nothing_is_refused(
+def test_options_that_are_wrong_or_would_change_nothing_are_refused(
     options: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert latency.main([*options, "--out", str(tmp_path / "out")]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_server_that_is_not_there_is_missed_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(latency, "_CONNECT_S", 0.2)
+    options = ["--server", "127.0.0.1:1", "--bundle", str(tmp_path / "no-bundle"), "--out", str(tmp_path / "out")]
+    assert latency.main(options) == 4
+    said = capsys.readouterr().err
+    assert "connect to 127.0.0.1:1 ..." in said
+    assert "no server at 127.0.0.1:1 after 0.2 s" in said

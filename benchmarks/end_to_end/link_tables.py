@@ -143,7 +143,7 @@ def read_traces(folder: Path) -> list[Link]:
         except TraceError as error:
             raise ConfigError(f"trace {file}: {error}; name a folder that holds only traces with --traces") from error
     if not links:
-        raise ConfigError(f"{folder} holds no traces ({', '.join(sorted(_TRACE_SUFFIXES))})")
+        raise ConfigError(f"--traces {folder} holds no traces ({', '.join(sorted(_TRACE_SUFFIXES))})")
     return links
 
 

@@ -14,15 +14,14 @@ from benchmarks.end_to_end import alternatives, figures, link_tables, scale, soa
 from benchmarks.end_to_end.alternatives import Measured, measure, worth_choosing
 from benchmarks.end_to_end.fleet import run_fleet
 from benchmarks.end_to_end.fleet_site import fleet_site
-from benchmarks.end_to_end.links import Driving
+from benchmarks.end_to_end.links import Driving, Link
 from benchmarks.end_to_end.plan import Plan, Watch
 from benchmarks.end_to_end.regions import Cost, WhatIf, measured_costs
 from benchmarks.end_to_end.results import Section
 from benchmarks.end_to_end.site import Site, open_ways
 from benchmarks.end_to_end.verdict import verdict_section
-from benchmarks.frames import CLIP, INSTRUCTION, read_frames
-from benchmarks.link.synthetic import FOLDER as TRACES
-from splitvla_edge.robots.replay import open_source
+from benchmarks.frames import INSTRUCTION, read_frames
+from splitvla_edge.robots.replay import Source
 from splitvla_shared.nouns import Scheme, StageTimes
 
 ALL = ("stages", "alternatives", "policy", "links", "scale")
@@ -36,15 +35,14 @@ _JPEG_BYTES = 24_000
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """sections: of ALL. frames: a folder or a video. model: for people, in titles. what_if: a second map of regions."""
+    """sections: of ALL. traces: links to drive over. model: for people, in titles. what_if: a second map of regions."""
 
     plan: Plan
     out: Path
     model: str
     sections: tuple[str, ...] = ALL
-    frames: Path = CLIP
     instruction: str = INSTRUCTION
-    traces: Path = TRACES
+    traces: Sequence[Link] = ()
     what_if: WhatIf | None = None
     driving: Driving = field(default_factory=Driving)
 
@@ -52,11 +50,11 @@ class Request:
 class Run:
     """Measures one site. Mutable state: the sections so far, and what was measured of the ways."""
 
-    def __init__(self, request: Request, site: Site, watch: Watch) -> None:
+    def __init__(self, request: Request, source: Source, site: Site, watch: Watch) -> None:
+        """source: of the camera's frames."""
         self.sections: list[Section] = []
-        self._request, self._site, self._watch = request, site, watch
-        self._source = open_source(request.frames)
-        self._images = [self._source.read(index) for index in range(self._source.count)]
+        self._request, self._source, self._site, self._watch = request, source, site, watch
+        self._images = [source.read(index) for index in range(source.count)]
         self._plan = request.plan
         self.measured: list[Measured] = []
         self.of_policy: list[Measured] = []
@@ -148,8 +146,7 @@ class Run:
         request, measured = self._request, self.measured
         self.sections.append(link_tables.grid_section(measured))
         self.sections.append(link_tables.control_section(measured, request.driving))
-        traces = link_tables.read_traces(request.traces)
-        self.sections.append(link_tables.traces_section(measured, traces, request.driving))
+        self.sections.append(link_tables.traces_section(measured, request.traces, request.driving))
         with self._watch.phase("sockets through the emulator", self._sockets_s(round_s)) as step:
             self.sections.append(
                 link_tables.sockets_section(

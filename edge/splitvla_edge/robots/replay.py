@@ -98,7 +98,7 @@ def open_source(frames: Path | None, setting: str = "replay.frames") -> Source:
     if frames.is_dir():
         return _Folder(frames, setting)
     if not frames.is_file():
-        raise ConfigError(f"{setting} {frames} is not there")
+        raise ConfigError(f"{setting} {frames} is not there; name a folder of images or a video")
     return _Video(frames, setting)
 
 
