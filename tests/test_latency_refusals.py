@@ -49,6 +49,4 @@ def test_a_server_that_is_not_there_is_missed_before_a_model_is_loaded(
     monkeypatch.setattr(latency, "_CONNECT_S", 0.2)
     options = ["--server", "127.0.0.1:1", "--bundle", str(tmp_path / "no-bundle"), "--out", str(tmp_path / "out")]
     assert latency.main(options) == 4
-    said = capsys.readouterr().err
-    assert "connect to 127.0.0.1:1 ..." in said
-    assert "no server at 127.0.0.1:1 after 0.2 s" in said
+    assert "no server at 127.0.0.1:1 after 0.2 s" in capsys.readouterr().err
