@@ -34,6 +34,23 @@ def test_what_is_usual_is_what_nine_of_ten_recent_passes_took_and_is_forgotten_w
     assert found.usual(10.0) == 0.0
 
 
+def test_a_pass_in_which_the_process_stood_still_has_no_frame_refused() -> None:
+    queue: FrameQueue[str] = FrameQueue(4)
+    costs = cost(n1=0.05)
+    costs.learn(1, 2.3, 10.0)
+    queue.offer(Ticket(1, 1, 10.3, 10.0, "next"), 10.0)
+    assert [ticket.work for ticket in queue.take(10.0, 4, costs)[0]] == ["next"]
+    assert costs.of(1) == 0.05
+
+
+def test_a_second_slow_pass_in_a_row_is_believed() -> None:
+    costs = cost(n1=0.1)
+    for number in range(3):
+        costs.learn(1, 1.0, 10.0 + number)
+    assert costs.floor(12.0) == 1.0
+    assert costs.of(1) == pytest.approx(0.1 + 0.2 * 0.9 + 0.2 * (1.0 - 0.28))
+
+
 def test_frames_share_a_pass_while_that_is_sooner_on_the_average_than_one_at_a_time() -> None:
     far = [math.inf] * 3
     assert choose(far, 0.0, 8, cost(n1=1.0, n2=1.4, n3=1.9)) == 3

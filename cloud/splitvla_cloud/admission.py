@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 _WEIGHT = 0.2  # of the newest pass in the mean
 _USUAL_SHARE = 0.9  # of recent passes, which took no longer than what is usual
+_DOUBTED = 5.0  # times as long as expected: the process or the machine stood still, unless the next pass is like it
 _FLOOR_WINDOW_S = 2.0  # a floor that nothing has confirmed for so long is forgotten, or a slow spell would never end
 
 
@@ -23,9 +24,18 @@ class PassCost:
         self._means: dict[int, float] = {}
         self._recent: deque[tuple[float, float]] = deque()
         self._passes: float | None = None
+        self._doubting = False
 
     def learn(self, frames: int, seconds: float, now: float) -> None:
-        """frames: new ones in the pass that ended `now`; 0 for one that only went on with others."""
+        """frames: new ones in the pass that ended `now`; 0 for one that only went on with others.
+
+        A pass in which the process was stopped says nothing of the next one. It would be all that is known of the last
+        `_FLOOR_WINDOW_S`, and as the floor have every frame refused for so long.
+        """
+        expected = self.of(frames)
+        self._doubting = not self._doubting and 0.0 < _DOUBTED * expected < seconds
+        if self._doubting:
+            return
         mean = self._means.get(frames, seconds)
         self._means[frames] = mean + _WEIGHT * (seconds - mean)
         if frames:
