@@ -45,6 +45,13 @@ def test_the_instruction_chooses_the_answer_and_the_patches_move_it(tmp_path: Pa
     assert policy.act(PATCHES + 0.25, PICTURE, 0) == pytest.approx(np.full((1, 7), 0.75))
 
 
+def test_a_policy_fits_the_bundle_after_it_is_calibrated_too(tmp_path: Path) -> None:
+    file = write_local_policy(tmp_path / "local.onnx", SPEC)
+    calibrated = replace(SPEC, codec_sha256="c" * 64).sealed()
+    assert calibrated.fingerprint != SPEC.fingerprint
+    assert LocalPolicy(file, calibrated, ARM).index_of(INSTRUCTIONS[0]) == 0
+
+
 def test_an_image_policy_gets_the_frame_at_its_own_size(tmp_path: Path) -> None:
     policy = opened(tmp_path, kind="image", said=metadata(SPEC, fingerprint=None))
     frame = np.full((60, 90, 3), 4, np.uint8)

@@ -3,7 +3,7 @@
 A recording is a folder of files `answers-<session>-<number>.npz`, each an uncompressed numpy archive with `n` frames:
 
     version       int64, 1
-    fingerprint   text, of the bundle whose encoder gave the embeddings
+    fingerprint   text, of the model whose encoder gave the embeddings, without a codec
     still         bool (dims,), True where the statistics leave no range, so that what is said moves nothing
     patches       float16 (n, cameras * patches, embed_dim)
     normalized    float32 (n, chunk_length, dims), what the server said, in [-1, 1]

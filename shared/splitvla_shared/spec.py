@@ -80,6 +80,10 @@ class ModelSpec:
         """The same spec with its fingerprint filled in."""
         return dataclasses.replace(self, fingerprint=self.computed_fingerprint())
 
+    def uncalibrated(self) -> ModelSpec:
+        """The same model as it was split, without a codec: what a local policy and its recordings are made for."""
+        return dataclasses.replace(self, codec_sha256="").sealed()
+
     def differences(self, other: ModelSpec) -> list[str]:
         """One line for each field but the name that differs: "embed_dim: 4096 here, 896 there"."""
         lines = []

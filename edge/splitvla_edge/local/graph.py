@@ -13,7 +13,8 @@ Metadata (custom_metadata_map), all of it text:
     splitvla.actions       "normalized": in [-1, 1], as the server's tokens are; "units": as the statistics un-normalise
                            them. The robot's action transform comes after both.
     splitvla.instructions  a JSON list of the sentences that it was made for
-    splitvla.fingerprint   of the bundle whose embeddings it reads; needed with `patches`
+    splitvla.fingerprint   of the model whose embeddings it reads, without a codec (calibrating a bundle does not
+                           change them); needed with `patches`
 """
 
 from __future__ import annotations
@@ -119,10 +120,11 @@ def _declared(session: Any, spec: ModelSpec, dims: int) -> Declared:
     _check_output(session, dims)
     if kinds == [PATCHES]:
         _expect(PATCHES, inputs[PATCHES], "tensor(float)", [1, spec.patches, spec.embed_dim])
-        if metadata.get(PREFIX + "fingerprint") != spec.fingerprint:
+        fingerprint = spec.uncalibrated().fingerprint
+        if metadata.get(PREFIX + "fingerprint") != fingerprint:
             raise ValueError(
                 f"it was made for the embeddings of model {metadata.get(PREFIX + 'fingerprint', 'none')!r:.20}, this "
-                f"bundle is {spec.fingerprint[:16]}; distil it again"
+                f"bundle's is {fingerprint[:16]}; distil it again"
             )
         return Declared(instructions, units, None, takes_instruction)
     kind, shape = inputs[IMAGE]

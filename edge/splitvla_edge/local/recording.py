@@ -35,9 +35,8 @@ def recording(settings: RecordingSettings, policy: EdgePolicy) -> Iterator[None]
         yield
         return
     model = policy.model
-    recorder = AnswerRecorder(
-        settings.folder, model.spec.fingerprint, model.statistics.still, settings.max_mb * 1_000_000
-    )
+    fingerprint = model.spec.uncalibrated().fingerprint
+    recorder = AnswerRecorder(settings.folder, fingerprint, model.statistics.still, settings.max_mb * 1_000_000)
     policy.on_answer.append(recorder.add)
     try:
         yield
