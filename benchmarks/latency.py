@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -114,8 +115,8 @@ def _bench(arguments: argparse.Namespace) -> int:
         run = Run(request, source, site, watch)
         try:
             run.run()
-        except (ProcessLost, SplitVLAError) as error:
-            if run.sections:  # what was measured before a server went away is kept
+        except (ProcessLost, SplitVLAError, KeyboardInterrupt) as error:
+            if run.sections:  # what was measured before a server went away or somebody had enough is kept
                 _write(run.sections, request.out, command, yardstick_ms)
             if isinstance(error, ProcessLost):
                 raise Unreachable(str(error)) from error
@@ -267,4 +268,5 @@ def _compare(old: Recorded | None, new: Recorded) -> bool:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: else the servers would be left running
     sys.exit(main())
