@@ -154,6 +154,15 @@ def test_the_scale_table_counts_answers_and_misses_and_knows_no_remote_memory() 
     assert row[-5:] == ("2 DeadlineMissed", "-", "1.00", "-", "50")
 
 
+def test_the_scale_table_tells_the_server_s_own_work_from_the_model_s() -> None:
+    robot = Told((50.0,) * 4, (0.0, 1.0, 2.0, 3.0), {}, 1.0, 50 * MIB, model_ms=(30.0,) * 4)
+    text = scale_section([Fleet((robot,), 4.0, 0.036, MIB, ())], "m", "bf16", 1.0, 1.0, None).text
+    assert "With one robot an answer costs the server 36.0 ms of a processor; the model takes 30.0 of them" in text
+    assert (
+        "costs the server" not in scale_section([Fleet((robot,), 4.0, None, None, ())], "m", "bf16", 1.0, 1.0, 2).text
+    )
+
+
 def test_a_leak_shows_as_a_slope_whose_interval_leaves_zero_out() -> None:
     seconds = [float(s) for s in range(0, 600, 5)]
     slope = Slope.of(seconds, [round(100 * MIB + s / 3600 * 60 * MIB + (s % 10) * 1000) for s in seconds])

@@ -42,6 +42,18 @@ class Fleet:
         return [latency for robot in self.robots for latency in robot.latencies_ms]
 
     @property
+    def model_ms(self) -> list[float]:
+        """What the model took, of each answer, as the server says."""
+        return [each for robot in self.robots for each in robot.model_ms]
+
+    @property
+    def server_ms(self) -> float | None:
+        """Processor time of the server an answer; None without one, or where the server is elsewhere."""
+        if self.server_cpu is None or not self.latencies_ms:
+            return None
+        return self.server_cpu / self.actions_per_s * 1e3
+
+    @property
     def actions_per_s(self) -> float:
         return len(self.latencies_ms) / self.seconds
 

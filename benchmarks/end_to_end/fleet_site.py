@@ -45,7 +45,7 @@ def fleet_site(site: Site, images: Sequence[Image], instruction: str) -> Iterato
         split(folder / "thin", folder / "bundles")
         with ServerProcess(folder / "bundles" / "cloud", "--threads", "1") as server:
             job = _record(folder / "bundles" / "edge", "widowx_tiny", frames, instruction, folder)
-            model = "openvla-7b's bytes, hardly any arithmetic"
+            model = "openvla-7b's bytes, little arithmetic"
             yield dataclasses.replace(job, server=server.wait_ready()), server.pid, model, folder
 
 

@@ -63,7 +63,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a robot saw. latencies_ms: of each answer. at_s, missed_at_s: after the start, of answers, misses."""
+    """What a robot saw. latencies_ms: of each answer. at_s, missed_at_s: after the start, of answers, misses.
+
+    model_ms: of each answer, what the server says that the model took.
+    """
 
     latencies_ms: tuple[float, ...]
     at_s: tuple[float, ...]
@@ -71,11 +74,13 @@ class Told:
     cpu_s: float
     rss_bytes: int
     missed_at_s: tuple[float, ...] = ()
+    model_ms: tuple[float, ...] = ()
 
     @classmethod
     def read(cls, text: str) -> Told:
         fields = json.loads(text)
-        return cls(**fields | {name: tuple(fields[name]) for name in ("latencies_ms", "at_s", "missed_at_s")})
+        series = ("latencies_ms", "at_s", "missed_at_s", "model_ms")
+        return cls(**fields | {name: tuple(fields[name]) for name in series})
 
 
 def drive(job: Job, ready: Callable[[], float]) -> Told:
@@ -86,6 +91,7 @@ def drive(job: Job, ready: Callable[[], float]) -> Told:
     at: list[float] = []
     misses: Counter[str] = Counter()
     missed_at: list[float] = []
+    model: list[float] = []
     with GrpcLink(job.server, security=Security(*map(Path, job.tls)) if job.tls else None) as link:
         link.describe(_CONNECT_S)
         session, frame, period = secrets.randbits(64), 0, 1 / job.control_hz
@@ -100,7 +106,7 @@ def drive(job: Job, ready: Callable[[], float]) -> Told:
             frame = int((now - first) / period) + 1  # frames that were missed meanwhile are gone
             started = time.monotonic()
             try:
-                link.infer(_call(job, session, frame, tensors), job.deadline_s)
+                stages = link.infer(_call(job, session, frame, tensors), job.deadline_s).stages
             except LinkError as error:
                 misses[type(error).__name__] += 1
                 missed_at.append(time.monotonic() - begin)
@@ -108,9 +114,11 @@ def drive(job: Job, ready: Callable[[], float]) -> Told:
                 ended = time.monotonic()
                 latencies.append((ended - started) * 1e3)
                 at.append(ended - begin)
+                model.append(stages.prefill_ms + stages.decode_ms)
     process = psutil.Process()
     cpu_s = sum(process.cpu_times()[:2]) - cpu_before
-    return Told(tuple(latencies), tuple(at), dict(misses), cpu_s, process.memory_info().rss, tuple(missed_at))
+    rss = process.memory_info().rss
+    return Told(tuple(latencies), tuple(at), dict(misses), cpu_s, rss, tuple(missed_at), tuple(model))
 
 
 def _call(job: Job, session: int, frame: int, tensors: Sequence[EncodedTensor]) -> InferCall:

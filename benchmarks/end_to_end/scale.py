@@ -16,6 +16,18 @@ _SHARED = (
 )
 
 
+def _besides(fleet: Fleet) -> str:
+    """What an answer costs the server, the model and all else; while hardly anybody else wants its processors."""
+    if fleet.server_ms is None or not fleet.model_ms:
+        return ""
+    model_ms = Summary.of(fleet.model_ms).p50
+    robots = "one robot" if len(fleet.robots) == 1 else f"{len(fleet.robots)} robots"
+    return (
+        f" With {robots} an answer costs the server {fleet.server_ms:.1f} ms of a processor; the model takes "
+        f"{model_ms:.1f} of them (p50, on one thread)."
+    )
+
+
 def scale_section(
     fleets: Sequence[Fleet], model: str, rung: str, hz: float, deadline_s: float, cores: int | None
 ) -> Section:
@@ -52,5 +64,6 @@ def scale_section(
         metrics=metrics,
         text=_SCALE_TEXT.format(
             hz=hz, rung=rung, deadline=deadline_s * 1e3, shared="" if cores is None else _SHARED.format(cores=cores)
-        ),
+        )
+        + _besides(fleets[0]),
     )
