@@ -39,6 +39,7 @@ from benchmarks.processes import ProcessLost
 from splitvla_edge.link import GrpcLink, check_address
 from splitvla_edge.robots.replay import open_source
 from splitvla_edge.security import Security
+from splitvla_shared.bundle import open_bundle
 from splitvla_shared.command_line import run_command
 from splitvla_shared.errors import ConfigError, SplitVLAError, Unreachable
 
@@ -186,6 +187,7 @@ def _site(arguments: argparse.Namespace, watch: Watch) -> Iterator[Site]:
             if address is not None:
                 check_address(address)
         security = Security.from_files(arguments.tls_ca, arguments.tls_cert, arguments.tls_key)
+        open_bundle(arguments.bundle, "edge")
         with (
             watch.phase(f"connect to {arguments.server}", _CONNECT_S),
             GrpcLink(arguments.server, security=security) as link,

@@ -44,9 +44,9 @@ def test_options_that_are_wrong_or_would_change_nothing_are_refused(
 
 
 def test_a_server_that_is_not_there_is_missed_before_a_model_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(latency, "_CONNECT_S", 0.2)
-    options = ["--server", "127.0.0.1:1", "--bundle", str(tmp_path / "no-bundle"), "--out", str(tmp_path / "out")]
+    options = ["--server", "127.0.0.1:1", "--bundle", str(tiny_bundles / "edge"), "--out", str(tmp_path / "out")]
     assert latency.main(options) == 4
     assert "no server at 127.0.0.1:1 after 0.2 s" in capsys.readouterr().err
