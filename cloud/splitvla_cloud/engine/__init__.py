@@ -8,6 +8,7 @@ fp8.py           linear layers in 8-bit floats, activations too
 int4.py          the same with weights that lie in memory in 4 bits
 host_memory.py   what a pass on the CPU frees stays with the process
 kv_cache.py      keys and values of every robot, allocated once
+cuda.py          captures passes as CUDA graphs; what torch may not trade away on a GPU
 runner.py        runs a pass: directly, or as a captured CUDA graph where the shape has one
 torch_engine.py  our engine: slots, passes, faults
 vllm_engine.py   vLLM behind the same interface
