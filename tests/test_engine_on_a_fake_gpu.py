@@ -26,8 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from benchmarks.backbone.models import PRESETS, empty_llama
-from splitvla_cloud.engine import int4
-from splitvla_cloud.engine.fp8 import convert
+from splitvla_cloud.engine import fp8, int4
 from splitvla_cloud.engine.interface import Frame, Outcome, Tokens
 from splitvla_cloud.engine.llama import Llama, Shape
 from splitvla_cloud.engine.torch_engine import TorchEngine
@@ -59,7 +58,8 @@ def device_guard() -> Iterator[None]:
 @pytest.fixture
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Within it tensors are shapes, types and devices only. What runs as one compiled kernel runs as it is written."""
-    monkeypatch.setattr(int4, "_fused", lambda: int4.unpack)
+    for module in (fp8, int4):
+        monkeypatch.setattr(module, "compiled", lambda function, dynamic: function)
     with device_guard(), FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
@@ -117,7 +117,7 @@ class Traced:
 def make_engine(precision: Precision) -> TorchEngine:
     model = empty_llama(SIZES, NUMERICS[precision].dtype, GPU)
     if (kind := NUMERICS[precision].convert) is not None:
-        convert(model, kind)
+        fp8.convert(model, kind)
     llama = Llama(model, 1024)
     return TorchEngine(llama, vocab_size=32064, capacity=ROBOTS, tokens=1024, eos=frozenset(), allowed=None)
 
