@@ -8,6 +8,7 @@ import signal
 import numpy as np
 import pytest
 
+from benchmarks.backbone import __main__ as command
 from benchmarks.backbone import models, session
 from benchmarks.backbone.__main__ import main
 from benchmarks.backbone.contenders import DIMS, Case, Contender, Timing, make_cases, make_draft, ours
@@ -15,11 +16,11 @@ from benchmarks.backbone.figures import EAGER, OURS, STATIC, Condition, Measured
 from benchmarks.backbone.models import WEIGHT_BYTES, random_llama
 from benchmarks.backbone.roofline import Roofline, Work, pass_work
 from benchmarks.backbone.rounds import at_most, sample
-from benchmarks.backbone.session import least
+from benchmarks.backbone.session import Plan, Session, least
 from benchmarks.checkpoint.sizes import PRESETS, Sizes
 from splitvla_cloud.backbone import Backbone
 from splitvla_cloud.precision import Precision
-from splitvla_shared.errors import ServerFault
+from splitvla_shared.errors import ConfigError, ServerFault
 
 SMALL = Sizes(llm_dim=64, llm_mlp=128, llm_layers=3)
 
@@ -231,3 +232,22 @@ def test_a_wrong_option_is_named_on_one_line(options: list[str], said: str, caps
     assert error.startswith("backbone: error: ")
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_precision_that_fails_does_not_keep_the_next_one_from_its_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def some(plan: Plan, precision: Precision, tell: object) -> Session:
+        if precision == "fp32":
+            raise RuntimeError("CUDA error: an illegal memory access")
+        if precision == "bf16":
+            raise ConfigError("does not fit")
+        return Session((measured(Condition(precision, OURS), 0.1),), Roofline(1e9, 1e9), ("nf4: 20 passes captured.",))
+
+    monkeypatch.setattr(command, "measure_precision", some)
+    assert main(["--device", "cpu", "--precisions", "fp32,bf16,nf4"]) == 2
+    out, error = capsys.readouterr()
+    assert "| nf4 | ours |" in out
+    assert "- nf4: 20 passes captured." in out
+    assert "illegal memory access" in error
+    assert "backbone: error: bf16: does not fit" in error

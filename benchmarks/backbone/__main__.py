@@ -13,6 +13,7 @@ import argparse
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 
 import torch
@@ -22,7 +23,7 @@ from benchmarks.backbone.figures import HEADER, differing, sentences
 from benchmarks.backbone.models import PRESETS
 from benchmarks.backbone.session import Plan, Session, measure_precision
 from benchmarks.report import heading, table
-from splitvla_cloud.precision import parse_precisions, select_device
+from splitvla_cloud.precision import Precision, parse_precisions, select_device
 from splitvla_shared.errors import ConfigError, SplitVLAError
 
 _USUAL = {"cpu": "fp32", "cuda": "fp32,bf16,int8,nf4,fp8,int4"}
@@ -100,19 +101,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.threads > 0:
         torch.set_num_threads(arguments.threads)
     command = shlex.join(["python", "-m", "benchmarks.backbone", *argv])
-    wrong = 0
     try:
         plan = plan_of(arguments)
-        for precision in plan.precisions:
-            found = measure_precision(plan, precision, _tell)
-            print(file=sys.stderr)
-            # At once: what comes later may fail, or be cut off.
-            print(report(plan, precision, found, command), flush=True)
-            wrong += differing(found.measured)
     except SplitVLAError as error:
         print(f"backbone: error: {error}", file=sys.stderr)
         return error.exit_code
-    if wrong:
+    return max(_measured(plan, precision, command) for precision in plan.precisions)
+
+
+def _measured(plan: Plan, precision: Precision, command: str) -> int:
+    """Print a precision's table at once, because a later one may be cut off; the exit status that it asks for."""
+    try:
+        found = measure_precision(plan, precision, _tell)
+    except SplitVLAError as error:
+        print(f"\nbackbone: error: {precision}: {error}", file=sys.stderr)
+        return error.exit_code
+    except RuntimeError:  # of torch: the next precision may well run
+        traceback.print_exc()
+        return 1
+    print(file=sys.stderr)
+    print(report(plan, precision, found, command), flush=True)
+    if wrong := differing(found.measured):
         print(f"backbone: error: {wrong} answers in fp32 differ from those of generate()", file=sys.stderr)
         return 1
     return 0

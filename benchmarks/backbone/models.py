@@ -47,6 +47,8 @@ def random_llama(sizes: Sizes, precision: Precision, device: str, seed: int) -> 
         raise ConfigError(
             f"{sizes.llm_layers} layers in {precision} do not fit {device}; take another preset"
         ) from error
+    except ImportError as error:
+        raise ConfigError(f"precision {precision} needs a library that is not here: {error}") from error
     model.generation_config.eos_token_id = None
     return model.eval()
 
