@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import signal
+
 import numpy as np
 import pytest
 
+from benchmarks.backbone import __main__ as command
 from benchmarks.backbone import models, session
 from benchmarks.backbone.__main__ import main
 from benchmarks.backbone.contenders import DIMS, Case, Contender, Timing, make_cases, make_draft, ours
-from benchmarks.backbone.figures import EAGER, OURS, Condition, Measured, differing, quantiles_ms, sentences
+from benchmarks.backbone.figures import EAGER, OURS, STATIC, Condition, Measured, differing, quantiles_ms, sentences
 from benchmarks.backbone.models import WEIGHT_BYTES, random_llama
 from benchmarks.backbone.roofline import Roofline, Work, pass_work
-from benchmarks.backbone.session import least, sample
+from benchmarks.backbone.rounds import at_most, sample
+from benchmarks.backbone.session import Plan, Session, least
 from benchmarks.checkpoint.sizes import PRESETS, Sizes
 from splitvla_cloud.backbone import Backbone
 from splitvla_cloud.precision import Precision
+from splitvla_shared.errors import ConfigError, ServerFault
 
 SMALL = Sizes(llm_dim=64, llm_mlp=128, llm_layers=3)
 
@@ -107,10 +113,66 @@ def test_rounds_are_interleaved_and_warm_ups_are_not_counted() -> None:
 
     conditions = [Condition("fp32", OURS), Condition("fp32", EAGER)]
     case = Case((1,), np.zeros((1, 1), np.float32), ())
-    found = sample({each: contender(index) for index, each in enumerate(conditions)}, [case], 2, 1, lambda text: None)
+    rounds = sample({each: contender(index) for index, each in enumerate(conditions)}, [case], 2, 1, lambda text: None)
+    found = rounds.samples
     assert order == [0, 1, 0, 1, 0, 1]
+    assert rounds.remarks == []
     assert [each.total_s for each in found[conditions[0]][0]] == [3.0, 5.0]
     assert len(found[conditions[1]][1]) == 2
+
+
+CASE = Case((1,), np.zeros((1, 1), np.float32), ())
+
+
+def quick(cases: object) -> list[Timing]:
+    return [timing(0.1)]
+
+
+def test_who_fails_is_out_and_the_others_go_on() -> None:
+    """A compiler that is missing, or the memory for the largest batch, must not cost the run what it has measured."""
+    calls: list[int] = []
+
+    def at_once(cases: object) -> list[Timing]:
+        raise RuntimeError("no C compiler\nfound")
+
+    def later(cases: object) -> list[Timing]:
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise ServerFault("out of memory")
+        return [timing(0.1)]
+
+    who = {
+        Condition("bf16", STATIC): at_once,
+        Condition("bf16", OURS, robots=16): later,
+        Condition("bf16", OURS): quick,
+    }
+    rounds = sample(who, [CASE], 4, 1, lambda text: None)
+    assert {condition: len(walls) for condition, (_, walls) in rounds.samples.items()} == {
+        Condition("bf16", OURS, robots=16): 1,
+        Condition("bf16", OURS): 4,
+    }
+    assert rounds.remarks == [
+        "HF generate(), static cache, draft none, 1 robots is out: RuntimeError: no C compiler",
+        "ours, draft none, 16 robots is out: ServerFault: out of memory",
+    ]
+    assert sentences([measured(Condition("bf16", EAGER), 0.3)]) == [], "with nobody to compare with"
+
+
+def test_rounds_end_when_their_time_is_up_but_there_is_one() -> None:
+    for seconds, turns in ((0.5, 1), (2.5, 3)):
+        ticks = iter(range(9))
+        clock = functools.partial(next, ticks)
+        rounds = sample({Condition("fp32", OURS): quick}, [CASE], 9, 0, lambda text: None, seconds, clock)
+        assert len(rounds.samples[Condition("fp32", OURS)][1]) == turns
+        assert rounds.remarks == [f"{turns} of 9 rounds in {seconds:g} s."]
+
+
+def test_what_does_not_get_warm_is_interrupted() -> None:
+    with pytest.raises(TimeoutError, match=r"not warm after 0\.01 s"), at_most(0.01):
+        signal.pause()
+    with at_most(60.0):
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0.0
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0.0, "no alarm is left behind"
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8", "nf4", "fp8", "int4"])
@@ -157,6 +219,7 @@ def test_a_small_run_prints_the_table_and_finds_transformers_tokens(
         (["-n", "0"], "-n 0"),
         (["--robots", "1,many"], "'1,many'"),
         (["--robots", "0"], "(0, 1)"),
+        (["--seconds", "0"], "--seconds 0"),
         (["--precisions", "fp64"], "fp64"),
         (["--precisions", ","], "names none"),
         (["--device", "cuda:99"], "cuda:99"),
@@ -169,3 +232,22 @@ def test_a_wrong_option_is_named_on_one_line(options: list[str], said: str, caps
     assert error.startswith("backbone: error: ")
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_precision_that_fails_does_not_keep_the_next_one_from_its_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def some(plan: Plan, precision: Precision, tell: object) -> Session:
+        if precision == "fp32":
+            raise RuntimeError("CUDA error: an illegal memory access")
+        if precision == "bf16":
+            raise ConfigError("does not fit")
+        return Session((measured(Condition(precision, OURS), 0.1),), Roofline(1e9, 1e9), ("nf4: 20 passes captured.",))
+
+    monkeypatch.setattr(command, "measure_precision", some)
+    assert main(["--device", "cpu", "--precisions", "fp32,bf16,nf4"]) == 2
+    out, error = capsys.readouterr()
+    assert "| nf4 | ours |" in out
+    assert "- nf4: 20 passes captured." in out
+    assert "illegal memory access" in error
+    assert "backbone: error: bf16: does not fit" in error

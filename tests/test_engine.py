@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from benchmarks.hf_generate import generate
 from splitvla_cloud.backbone import Backbone, load_model
 from splitvla_cloud.engine.interface import Frame, Outcome, Tokens
-from splitvla_cloud.engine.llama import Shape
+from splitvla_cloud.engine.llama import Shape, additive_mask
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.errors import RequestRejected, ServerFault
 from splitvla_shared.nouns import FloatArray
@@ -188,29 +189,83 @@ def test_patches_of_another_width_are_refused(backbone: Backbone, cases: list[Ca
 
 
 class Replayed:
-    """Stands for a CUDA graph: computes again from the same buffers into the same result."""
+    """Stands for a CUDA graph of a shared pool: computes again from the same buffers into the same result, and spoils
+    those of the other graphs."""
 
-    def __init__(self, compute: Callable[[], torch.Tensor]) -> None:
-        self._compute, self.result, self.replays = compute, compute(), 0
+    def __init__(self, compute: Callable[[], torch.Tensor], all_of_them: list[Replayed]) -> None:
+        self._compute, self.result, self.replays, self._all = compute, compute(), 0, all_of_them
+        all_of_them.append(self)
 
     def replay(self) -> None:
+        for other in self._all:
+            other.result.fill_(-1)
         self.result.copy_(self._compute())
         self.replays += 1
 
 
+def graphed(backbone: Backbone) -> Backbone:
+    """The same model, with an engine that may capture."""
+    twin = Backbone(backbone._model, "fp32", "cpu", capacity=4, tokens=1024)
+    twin._eos = twin.engine._eos = frozenset()
+    return twin
+
+
 def test_captured_passes_of_larger_shapes_give_the_same_tokens(backbone: Backbone, cases: list[Case]) -> None:
     """What a GPU would run: padded to a captured length and batch, idle sequences in the spare slot."""
-    graphed = Backbone(backbone._model, "fp32", "cpu", capacity=4, tokens=1024)
-    graphed._eos = graphed.engine._eos = frozenset()
-    made: list[Replayed] = []
-
-    def capture(compute: Callable[[], torch.Tensor]) -> Replayed:
-        made.append(Replayed(compute))
-        return made[-1]
-
-    assert graphed.engine.capture([320], DIMS, capture) == len(made) == 9
-    assert graphed.engine._runner.fit(Shape(3, 290, DIMS)) == Shape(4, 320, DIMS)
+    twin, made = graphed(backbone), list[Replayed]()
+    assert twin.engine.capture([319], DIMS, lambda compute: Replayed(compute, made)) == len(made) == 9
+    assert twin.engine._runner.fit(Shape(3, 290, DIMS)) == Shape(4, 320, DIMS)
     for case in cases:
         for draft in ((), case.tokens):
-            assert graphed.infer(case.prompt, case.patches, DIMS, draft).ids == case.tokens
+            assert twin.infer(case.prompt, case.patches, DIMS, draft).ids == case.tokens
     assert sum(graph.replays for graph in made) > len(cases)
+
+
+def test_where_a_capture_fails_the_engine_serves_without(
+    backbone: Backbone, cases: list[Case], caplog: pytest.LogCaptureFixture
+) -> None:
+    twin, made = graphed(backbone), list[Replayed]()
+
+    def capture(compute: Callable[[], torch.Tensor]) -> Replayed:
+        if len(made) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Replayed(compute, made)
+
+    assert twin.engine.capture([320], DIMS, capture) == len(made) == 4
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "Shape(batch=2, length=1, " in caplog.text
+    frames = {case.frame(case.tokens): case for case in cases}
+    assert_answered_as_by_transformers(served(twin, list(frames), joining=lambda: 2), frames)
+
+
+def test_what_a_pass_without_memory_had_computed_is_freed_before_the_next_try(
+    backbone: Backbone, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error holds the frames that it came through, and they what they had computed: memory that a try would lack."""
+    computed: list[weakref.ref[torch.Tensor]] = []
+    held: list[bool] = []
+    run = backbone.engine._runner.run
+
+    def scarce(rectangles: list[object]) -> object:
+        if not computed:
+            gate_up = torch.zeros(1)
+            computed.append(weakref.ref(gate_up))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(rectangles)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backbone.engine._runner, "run", scarce)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: held.append(computed[0]() is not None))
+    frames = {case.frame(): case for case in cases[:2]}
+    assert_answered_as_by_transformers(served(backbone, list(frames), joining=lambda: 2), frames)
+    assert held == [False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("keys", [7, 295, 384])
+def test_the_mask_for_cuda_hides_what_the_plain_one_hides(keys: int, dtype: torch.dtype) -> None:
+    until = torch.tensor([[0, 3, 6], [2, 2, 100]])
+    mask = additive_mask(until, keys, dtype)
+    assert (mask.shape, mask.dtype) == ((2, 1, 3, keys), dtype)
+    assert torch.equal(mask == 0, (torch.arange(keys) <= until[:, :, None])[:, None])
+    assert torch.equal(mask == -torch.inf, mask != 0)
+    assert [stride % 8 for stride in mask.stride()] == [0, 0, 0, 1], "torch would pad it in every layer"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from torch import nn
 
 from splitvla_cloud.backbone import Backbone
+from splitvla_cloud.engine.compiled import compiled
 from splitvla_cloud.engine.fp8 import Fp8Linear, emulate, quantise
+from splitvla_cloud.engine.linear import FusedFp8, project
 from splitvla_cloud.precision import check_shapes
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.errors import ConfigError
@@ -63,6 +66,34 @@ def test_a_row_does_not_depend_on_its_batch(layer: nn.Linear, rows: torch.Tensor
     small, wild = Fp8Linear(layer), rows.clone()
     wild[0] *= 1e4
     assert torch.equal(small(wild)[1:], small(rows)[1:])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
+def test_compiled_as_on_a_gpu_it_quantises_the_same_for_any_number_of_rows(rows: torch.Tensor) -> None:
+    """And what is not finite stays so."""
+    rows[3, 5], rows[4, 6] = torch.nan, torch.inf
+    with torch.inference_mode():
+        for count in (20, 1, 7):
+            codes, scales = compiled(quantise, dynamic=True)(rows[:count])
+            expected, expected_scales = quantise(rows[:count])
+            torch.testing.assert_close(scales, expected_scales, rtol=1e-6, atol=0, equal_nan=True)
+            torch.testing.assert_close(codes.float(), expected.float(), rtol=1 / 8, atol=0, equal_nan=True)
+
+
+def test_fused_layers_give_bit_for_bit_what_they_give_alone(rows: torch.Tensor) -> None:
+    """Alone and fused, before and after: transformers' modules go on working on views."""
+    torch.manual_seed(2)
+    parts = [Fp8Linear(nn.Linear(64, outputs, bias=False, dtype=torch.bfloat16)) for outputs in (48, 16, 32)]
+    alone = [part(rows) for part in parts]
+    fused = project(*parts)
+    assert isinstance(fused, FusedFp8)
+    assert torch.equal(fused(rows), torch.cat(alone, dim=-1))
+    assert torch.equal(fused.some(rows, 1, 3), torch.cat(alone[1:], dim=-1))
+    assert torch.equal(fused.some(rows[:1], 0, 1), alone[0][:1])
+    for part, before in zip(parts, alone, strict=True):
+        assert torch.equal(part(rows), before)
+        assert part.weight.untyped_storage().data_ptr() == parts[0].weight.untyped_storage().data_ptr()
 
 
 def test_a_cpu_is_told_what_fp8_needs(tiny_bundles: Path) -> None:

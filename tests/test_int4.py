@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from splitvla_cloud.engine.compiled import compiled
 from splitvla_cloud.engine.fp8 import emulate, quantise
 from splitvla_cloud.engine.int4 import GROUP, Int4Linear, pack, unpack
 from splitvla_cloud.precision import check_shapes
@@ -81,9 +82,9 @@ def test_a_weight_that_is_not_finite_stays_so(layer: nn.Linear, rows: torch.Tens
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
 def test_compiled_as_on_a_gpu_it_unpacks_the_same(layer: nn.Linear) -> None:
     packed = pack(layer.weight.detach())[:2]
-    compiled = torch.compile(unpack, dynamic=False)
     with torch.inference_mode():
-        assert torch.equal(compiled(*packed).view(torch.uint8), unpack(*packed).view(torch.uint8))
+        found = compiled(unpack, dynamic=False)(*packed)
+    assert torch.equal(found.view(torch.uint8), unpack(*packed).view(torch.uint8))
 
 
 def test_int4_refuses_layers_whose_inputs_are_no_whole_groups() -> None:

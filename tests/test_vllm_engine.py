@@ -220,10 +220,12 @@ def test_the_engine_is_a_setting_of_serve(tmp_path: Path) -> None:
 
 def test_nothing_of_vllm_may_listen_on_or_ask_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    for name in ("VLLM_HOST_IP", "VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE", "VLLM_ENABLE_V1_MULTIPROCESSING"):
+    sockets = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    for name in ("VLLM_HOST_IP", "VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE", "VLLM_ENABLE_V1_MULTIPROCESSING", *sockets):
         monkeypatch.setenv(name, "")
     with pytest.raises(ConfigError):
         VllmBackbone.load(fake_bundle(tmp_path), "fp32", "cpu")
     assert os.environ["VLLM_HOST_IP"] == "127.0.0.1"
     assert os.environ["VLLM_NO_USAGE_STATS"] == os.environ["HF_HUB_OFFLINE"] == "1"
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert [os.environ[name] for name in sockets] == ["lo", "lo"]

@@ -26,6 +26,15 @@ DIMS, CAPACITY, CASES = 7, 4, 200
 TRAINED = Path(__file__).parent.parent / "benchmarks" / "world" / "checkpoint"
 
 
+@pytest.fixture(scope="module")
+def device() -> str:
+    """The one that this vLLM is built for."""
+    pytest.importorskip("vllm", reason="vLLM is not installed (an optional extra)", exc_type=ImportError)
+    from vllm.platforms import current_platform
+
+    return "cpu" if current_platform.device_type == "cpu" else "cuda:0"
+
+
 @pytest.fixture(scope="module", params=["tiny", "trained"])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Cloud halves of the random checkpoint and of the one that was trained in the simulator."""
@@ -40,15 +49,15 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def ours(bundle: Bundle) -> TorchEngine:
-    return Backbone.load(bundle, "fp32", "cpu", capacity=CAPACITY).engine
+def ours(bundle: Bundle, device: str) -> TorchEngine:
+    return Backbone.load(bundle, "fp32", device, capacity=CAPACITY).engine
 
 
 @pytest.fixture(scope="module")
-def vllm(bundle: Bundle) -> Iterator[VllmBackbone]:
+def vllm(bundle: Bundle, device: str) -> Iterator[VllmBackbone]:
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    yield VllmBackbone.load(bundle, "fp32", "cpu", capacity=CAPACITY)
+    yield VllmBackbone.load(bundle, "fp32", device, capacity=CAPACITY)
     cleanup_dist_env_and_memory()
 
 

@@ -88,16 +88,20 @@ def ours(backbone: Backbone, accepted: float | None, vocabulary: int, random: np
 
 def _serve(backbone: Backbone, frames: Mapping[Frame, Case]) -> list[Timing]:
     began, passes, timings = time.perf_counter(), 0, list[Timing]()
-    for frame in frames:
-        backbone.admit(frame)
-    while len(timings) < len(frames):
-        ended = backbone.step()
-        now, passes = time.perf_counter(), passes + 1
-        for outcome in ended:
-            if not isinstance(said := outcome.result, Tokens):
-                raise said
-            same = said.ids == frames[outcome.frame].tokens
-            timings.append(Timing(said.prefill_ms / 1e3, said.decode_ms / 1e3, now - began, passes, same))
+    try:
+        for frame in frames:
+            backbone.admit(frame)
+        while len(timings) < len(frames):
+            ended = backbone.step()
+            now, passes = time.perf_counter(), passes + 1
+            for outcome in ended:
+                if not isinstance(said := outcome.result, Tokens):
+                    raise said
+                same = said.ids == frames[outcome.frame].tokens
+                timings.append(Timing(said.prefill_ms / 1e3, said.decode_ms / 1e3, now - began, passes, same))
+    finally:
+        for frame in frames:  # where one of them failed, the others are still in
+            backbone.cancel(frame)
     return timings
 
 

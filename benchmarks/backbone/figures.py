@@ -84,9 +84,12 @@ def sentences(measured: Sequence[Measured], robots: int = 8) -> list[str]:
     by = {each.condition: each for each in measured}
     found = []
     for precision in dict.fromkeys(each.condition.precision for each in measured):
-        eager = by[Condition(precision, EAGER)]
-        single = by[Condition(precision, OURS)]
-        drafted = by[Condition(precision, OURS, "100 %")]
+        eager, single, drafted = (
+            by.get(Condition(precision, engine, draft))
+            for engine, draft in ((EAGER, NO_DRAFT), (OURS, NO_DRAFT), (OURS, "100 %"))
+        )
+        if not (eager and single and drafted):  # one of them fell out
+            continue
         text = (
             f"{precision}: at the median {eager.p50_s / single.p50_s:.2f} times as fast as HF generate() without a "
             f"draft, {eager.p50_s / drafted.p50_s:.2f} times with accepted drafts"

@@ -37,7 +37,7 @@ def random_llama(sizes: Sizes, precision: Precision, device: str, seed: int) -> 
     check_device(precision, device)
     keep_libraries_offline_and_quiet()
     try:
-        model = _empty(sizes, NUMERICS[precision].dtype, device)
+        model = empty_llama(sizes, NUMERICS[precision].dtype, device)
         _draw(model, sizes, torch.Generator(device).manual_seed(seed))
         if NUMERICS[precision].quantization is not None:
             _quantise(model.model.layers, precision, device)
@@ -47,11 +47,13 @@ def random_llama(sizes: Sizes, precision: Precision, device: str, seed: int) -> 
         raise ConfigError(
             f"{sizes.llm_layers} layers in {precision} do not fit {device}; take another preset"
         ) from error
+    except ImportError as error:
+        raise ConfigError(f"precision {precision} needs a library that is not here: {error}") from error
     model.generation_config.eos_token_id = None
     return model.eval()
 
 
-def _empty(sizes: Sizes, dtype: torch.dtype, device: str) -> Any:
+def empty_llama(sizes: Sizes, dtype: torch.dtype, device: str) -> Any:
     from transformers import LlamaForCausalLM
 
     config = llama_config(sizes)

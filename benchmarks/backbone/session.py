@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import gc
-import time
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.backbone.contenders import DIMS, PROMPT_IDS, Case, Contender, Timing, library, make_cases, ours
+from benchmarks.backbone.contenders import DIMS, PROMPT_IDS, Contender, library, make_cases, ours
 from benchmarks.backbone.figures import EAGER, OURS, STATIC, Condition, Measured
 from benchmarks.backbone.models import PRESETS, WEIGHT_BYTES, random_llama
 from benchmarks.backbone.roofline import Roofline, measure, pass_work
+from benchmarks.backbone.rounds import Tell, sample
 from benchmarks.checkpoint.sizes import Sizes
 from splitvla_cloud.backbone import Backbone
 from splitvla_cloud.precision import NUMERICS, Precision, check_device
@@ -25,12 +24,11 @@ _CPU_WARM_UPS, _CUDA_WARM_UPS = 1, 3  # a compiled generate() is warm behind its
 # Products in 8 bits run at rates of their own, which `roofline.measure` does not measure.
 _NO_ROOFLINE = ("int8", "fp8", "int4")
 
-Tell = Callable[[str], None]
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured. n: rounds. cases: different frames. robots: frames at once; one alone is always measured."""
+    """What is measured. n: rounds, and fewer where they would take longer than `seconds`. cases: different frames.
+    robots: frames at once; one alone is always measured."""
 
     preset: str
     device: str
@@ -39,57 +37,71 @@ class Plan:
     n: int
     cases: int
     seed: int
+    seconds: float = float("inf")
 
     def check(self) -> None:
         """Raises ConfigError for what makes no sense."""
         if min(self.n, self.cases, *self.robots) < 1:
             raise ConfigError(f"-n {self.n}, --cases {self.cases} and --robots {self.robots} must be at least 1")
+        if not self.seconds > 0:
+            raise ConfigError(f"--seconds {self.seconds:g} must be more than 0")
         if unknown := [name for name in self.precisions if name not in WEIGHT_BYTES]:
             raise ConfigError(f"precisions {unknown} are not measured here; any of {', '.join(WEIGHT_BYTES)}")
         for precision in self.precisions:  # before the rates are measured, which takes minutes in bf16 on most CPUs
             check_device(precision, self.device)
 
 
-def measure_precision(plan: Plan, precision: Precision, tell: Tell) -> tuple[list[Measured], Roofline]:
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What one precision gave. remarks: sentences on how it went, such as who fell out and why."""
+
+    measured: tuple[Measured, ...]
+    roofline: Roofline
+    remarks: tuple[str, ...]
+
+
+def measure_precision(plan: Plan, precision: Precision, tell: Tell) -> Session:
     """All rows of one precision. Raises ConfigError when the model does not fit."""
     sizes, random = PRESETS[plan.preset], np.random.default_rng(plan.seed)
     before = measure(plan.device, NUMERICS[precision].dtype)
     tell(f"{precision}: model")
     model = random_llama(sizes, precision, plan.device, plan.seed)
+    tell(f"{precision}: cases")
     cases = make_cases(model, sizes.action_vocab_size, sizes.patches, plan.cases, random)
     tokens = sizes.patches + _TEXT + DIMS
     backbone = Backbone(model, precision, plan.device, capacity=max(plan.robots), tokens=tokens)
+    tell(f"{precision}: warming up")
     backbone.warm_up(sizes.patches, DIMS)
     contenders = _contenders(plan, precision, model, backbone, random)
-    samples = sample(contenders, cases, plan.n, _CPU_WARM_UPS if plan.device == "cpu" else _CUDA_WARM_UPS, tell)
+    warm_ups = _CPU_WARM_UPS if plan.device == "cpu" else _CUDA_WARM_UPS
+    rounds = sample(contenders, cases, plan.n, warm_ups, tell, plan.seconds)
+    remarks = [f"{precision}: {text}" for text in (*rounds.remarks, *_on_gpu(plan.device, backbone))]
     del model, backbone, contenders
-    gc.collect()
-    torch.cuda.empty_cache()
+    _free(plan.device)
     roofline = before.best(measure(plan.device, NUMERICS[precision].dtype))
     measured = []
-    for condition, (timings, walls) in samples.items():
+    for condition, (timings, walls) in rounds.samples.items():
         passes = float(np.mean([timing.passes for timing in timings]))
         least_s = None if precision in _NO_ROOFLINE else least(sizes, condition, passes, roofline)
         measured.append(Measured(condition, tuple(timings), tuple(walls), least_s))
-    return measured, roofline
+    return Session(tuple(measured), roofline, tuple(remarks))
 
 
-def sample(
-    contenders: Mapping[Condition, Contender], cases: Sequence[Case], n: int, warm_ups: int, tell: Tell
-) -> dict[Condition, tuple[list[Timing], list[float]]]:
-    """`n` rounds of everyone in turn, so that what disturbs the machine disturbs all alike: answers, and walls."""
-    found: dict[Condition, tuple[list[Timing], list[float]]] = {condition: ([], []) for condition in contenders}
-    for turn in range(warm_ups + n):
-        tell(f"round {turn + 1} of {warm_ups + n}")
-        for condition, contender in contenders.items():
-            shown = [cases[(turn + robot) % len(cases)] for robot in range(condition.robots)]
-            began = time.perf_counter()
-            timings = contender(shown)
-            wall = time.perf_counter() - began
-            if turn >= warm_ups:
-                found[condition][0].extend(timings)
-                found[condition][1].append(wall)
-    return found
+def _on_gpu(device: str, backbone: Backbone) -> list[str]:
+    if device == "cpu":
+        return []
+    peak = torch.cuda.max_memory_allocated(device) / 2**30
+    return [f"{backbone.graphs} passes captured as CUDA graphs, {peak:.1f} GiB of memory at the peak."]
+
+
+def _free(device: str) -> None:
+    """Let go of a precision's memory: what torch.compile made for generate() holds its model too."""
+    if device != "cpu":
+        torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def least(sizes: Sizes, condition: Condition, passes: float, roofline: Roofline) -> float:

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
+from splitvla_cloud.engine.cuda import CudaGraphs, settle
 from splitvla_cloud.engine.fp8 import convert
 from splitvla_cloud.engine.host_memory import keep_freed_memory
 from splitvla_cloud.engine.int4 import Int4Linear
 from splitvla_cloud.engine.interface import Frame, Outcome, Tokens
 from splitvla_cloud.engine.llama import Llama
-from splitvla_cloud.engine.runner import CudaGraph
 from splitvla_cloud.engine.torch_engine import TorchEngine
 from splitvla_cloud.engine.warm_up import warm_up
 from splitvla_cloud.precision import (
@@ -47,7 +47,8 @@ class Backbone:
     """A loaded LlamaForCausalLM with our engine on it; one thread at a time.
 
     model: a LlamaForCausalLM in the precision. allowed: the ids that an answer may hold, None for the whole vocabulary.
-    capacity: robots served at once. tokens: of the longest sequence, None for what the model takes.
+    capacity: robots served at once. tokens: of the longest sequence, None for what the model takes. graphs: passes that
+    `warm_up` captured as CUDA graphs.
     """
 
     def __init__(
@@ -62,11 +63,14 @@ class Backbone:
     ) -> None:
         if device == "cpu":
             keep_freed_memory()
+        else:
+            settle()
         self._model = model
         self._allowed = range(self.vocab_size) if allowed is None else allowed
         self.precision = precision
         self.device = device
         self.pass_costs: Mapping[int, float] = {}
+        self.graphs = 0
         eos = model.generation_config.eos_token_id
         self._eos = frozenset(eos if isinstance(eos, list) else [eos])
         context = int(model.config.max_position_embeddings)
@@ -126,7 +130,8 @@ class Backbone:
         name = torch.cuda.get_device_name(self.device) if self.device != "cpu" else f"{torch.get_num_threads()} threads"
         robots = f", {self.capacity} robots at once" if self.capacity > 1 else ""
         limited = ", action ids only" if len(self._allowed) < self.vocab_size else ""
-        return f"{self.precision} on {self.device} ({name}), {size}{robots}{limited}"
+        graphs = f", {self.graphs} CUDA graphs" if self.device != "cpu" else ""
+        return f"{self.precision} on {self.device} ({name}), {size}{robots}{limited}{graphs}"
 
     def admit(self, frame: Frame) -> None:
         self.engine.admit(frame)
@@ -162,7 +167,7 @@ class Backbone:
         """
         if self.device != "cpu" and NUMERICS[self.precision].graphs:
             lengths = [patches + text + dims for text in _TEXT_BUCKETS]
-            self.engine.capture(lengths, dims, CudaGraph)
+            self.graphs = self.engine.capture(lengths, dims, CudaGraphs(self.device))
         self.pass_costs = warm_up(
             lambda frame: self.engine.admit(frame, frozenset()),
             self.engine.step,

@@ -27,7 +27,8 @@ _NF4_CPU_IN, _NF4_CPU_OUT = 64, 32
 class Numerics:
     """dtype: of everything that is not quantised, and of the computation. quantization: BitsAndBytesConfig's fields.
 
-    graphs: its kernels never wait for the device, so that a CUDA graph can hold them.
+    graphs: its kernels never wait for the device, so that a CUDA graph can hold them; LLM.int8 asks whether there are
+    outliers, in every layer.
     convert: what stands for a plain linear layer of the blocks once the model is loaded; multiplied in 8-bit floats.
     inputs: a layer's inputs are a multiple of it where they are converted.
     """
@@ -46,6 +47,7 @@ NUMERICS: dict[Precision, Numerics] = {
     "nf4": Numerics(
         torch.bfloat16,
         {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
+        graphs=True,
     ),
     "fp8": Numerics(torch.bfloat16, graphs=True, convert=Fp8Linear),
     "int4": Numerics(torch.bfloat16, graphs=True, convert=Int4Linear, inputs=GROUP),

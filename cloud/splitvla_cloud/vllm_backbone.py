@@ -26,12 +26,16 @@ _EMBEDDINGS = "model.embed_tokens.weight"
 # vLLM splits a prefill that has more rows than this over several steps; what it sets aside grows with it.
 _ROWS_A_STEP = 8192
 _LARGEST_BLOCK = 256  # tokens of a block of its cache, at most
+# The cache's size is given in bytes, so this only says how much of the GPU must be free for vLLM to start at all: by
+# default 92 %, which another process on the same GPU makes untrue. What does not fit is found while loading.
+_FREE_SHARE = 0.05
 # Nothing of vLLM may face the network or ask it for anything, and it must live in this process. A user's own value of
 # the last two wins: how many cores it is bound to, and how much it logs.
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_HOST_IP": "127.0.0.1",
     "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
@@ -147,6 +151,7 @@ def _start(
 
     token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
     blocks = capacity * (tokens // _LARGEST_BLOCK + 1) + 1
+    on_gpu = {} if device == "cpu" else {"gpu_memory_utilization": _FREE_SHARE}
     arguments = vllm.EngineArgs(
         model=str(bundle.path),
         dtype=str(dtype).removeprefix("torch."),
@@ -165,6 +170,7 @@ def _start(
         # On a CPU there are no graphs to capture, and compiling takes longer than it saves.
         enforce_eager=device == "cpu",
         disable_log_stats=True,
+        **on_gpu,
     )
     try:
         return LLMEngine.from_engine_args(arguments)

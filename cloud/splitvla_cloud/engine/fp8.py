@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from splitvla_cloud.engine.compiled import compiled
+
 CODE = torch.float8_e4m3fn
 _LARGEST = torch.finfo(CODE).max
 # The kernel takes matrices whose sides are multiples of this.
@@ -49,10 +51,10 @@ class Fp8Linear(nn.Module):
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.register_buffer("scales", scales.T.contiguous())
         self.bias = layer.bias
-        self._dtype = layer.weight.dtype
+        self.dtype = layer.weight.dtype
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        return scaled_product(rows, self.weight, self.scales, self.bias, self._dtype)
+        return scaled_product(rows, self.weight, self.scales, self.bias, self.dtype)
 
 
 def scaled_product(
@@ -63,7 +65,9 @@ def scaled_product(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """Rows (..., in), quantised here, times a weight of codes (out, in) with scales (1, out): (..., out) in dtype."""
-    codes, scales = quantise(rows.view(-1, rows.shape[-1]))
+    # Step by step it is seven kernels, in front of each product.
+    quantised = compiled(quantise, dynamic=True) if rows.is_cuda else quantise
+    codes, scales = quantised(rows.view(-1, rows.shape[-1]))
     # The weight's transpose is a view: the kernel asks for its second matrix by columns.
     result = torch._scaled_mm(codes, weight.T, scale_a=scales, scale_b=weight_scales, out_dtype=dtype)
     if bias is not None:

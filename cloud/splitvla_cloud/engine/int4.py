@@ -7,12 +7,10 @@ scale for a group of an output's inputs; times its scale it is rounded to an 8-b
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
+from splitvla_cloud.engine.compiled import compiled
 from splitvla_cloud.engine.fp8 import CODE, scaled_product
 
 # Weights of an output that share a scale; a layer's inputs are a multiple of it.
@@ -58,13 +56,6 @@ class Int4Linear(nn.Module):
         self._dtype = layer.weight.dtype
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        # One fused kernel on a GPU; step by step it would move some fifteen bytes a weight instead of one and a half.
-        of = _fused() if rows.is_cuda else unpack
-        return scaled_product(rows, of(self.weight, self.group_scales), self.scales, self.bias, self._dtype)
-
-
-@functools.cache
-def _fused() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """`unpack`, compiled at its first call for each shape of a layer: in the warm-up, before graphs are captured."""
-    compiled: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.compile(unpack, dynamic=False)
-    return compiled
+        # Step by step it would move some fifteen bytes a weight instead of one and a half.
+        unpacked = compiled(unpack, dynamic=False) if rows.is_cuda else unpack
+        return scaled_product(rows, unpacked(self.weight, self.group_scales), self.scales, self.bias, self._dtype)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from splitvla_cloud.engine.fp8 import CODE, Fp8Linear, scaled_product
 from splitvla_cloud.engine.widened import product
 
 
@@ -46,6 +47,29 @@ class Fused:
         return product(rows, self._weight[part], None if self._bias is None else self._bias[part])
 
 
+class FusedFp8:
+    """One product for several fp8 layers, whose rows are quantised once. An output has a scale of its own, so that each
+    part is bit for bit what it is alone."""
+
+    def __init__(self, parts: Sequence[Fp8Linear]) -> None:
+        bytes_ = torch.cat([part.weight.detach().view(torch.uint8) for part in parts])
+        self._weight, self._scales = bytes_.view(CODE), torch.cat([part.scales for part in parts], dim=1)
+        self._dtype = parts[0].dtype
+        self._ends = [0]
+        for part in parts:
+            self._ends.append(self._ends[-1] + part.weight.shape[0])
+            own = slice(*self._ends[-2:])
+            part.weight = nn.Parameter(self._weight[own], requires_grad=False)
+            part.scales = self._scales[:, own]
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.some(rows, 0, len(self._ends) - 1)
+
+    def some(self, rows: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        part = slice(self._ends[first], self._ends[last])
+        return scaled_product(rows, self._weight[part], self._scales[:, part], None, self._dtype)
+
+
 class Beside:
     """Layers that can't be fused, such as those of bitsandbytes: called one by one, put side by side."""
 
@@ -61,8 +85,9 @@ class Beside:
 
 
 def project(*parts: Any) -> Projection:
-    """The best projection for these layers: fused where all of them are plain, and all or none have a bias."""
-    plain = all(type(part) is nn.Linear for part in parts)
-    if plain and len({part.bias is None for part in parts}) == 1:
+    """The best projection for these layers: fused where all of them are plain, and all or none have a bias, or fp8."""
+    if all(type(part) is nn.Linear for part in parts) and len({part.bias is None for part in parts}) == 1:
         return Fused(parts)
+    if all(type(part) is Fp8Linear and part.bias is None for part in parts):
+        return FusedFp8(parts)
     return Beside(parts)

@@ -22,6 +22,8 @@ from splitvla_shared.errors import BundleError
 
 # Position tables that are the same for every length of sequence.
 _FIXED_ROPE = ("default", "linear", "llama3", "yarn")
+# Numbers of a mask's row, in what torch's memory-efficient attention asks for on CUDA.
+_MASK_ALIGNMENT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,11 +236,9 @@ class Llama:
         steps = _steps(group)
         positions = group.starts[:, None] + steps
         asked = (group.firsts[:, None] + steps[: shape.asked]).clamp_max(shape.length - 1)
-        seen = torch.arange(shape.span or shape.length, device=steps.device)
-        mask = None
-        if shape.span:
-            mask = (seen <= positions[:, :, None])[:, None]
-        asked_mask = (seen <= (group.starts[:, None] + asked)[:, :, None])[:, None]
+        keys = shape.span or shape.length
+        mask = _visible(positions, keys, self.dtype) if shape.span else None
+        asked_mask = _visible(group.starts[:, None] + asked, keys, self.dtype)
         sequences = torch.arange(shape.batch, device=steps.device)[:, None] * shape.length
         return _Placed(
             shape,
@@ -256,6 +256,22 @@ def _by_head(rows: torch.Tensor, batch: int) -> torch.Tensor:
 
 def _steps(group: Group) -> torch.Tensor:
     return torch.arange(group.shape.length, device=group.starts.device)
+
+
+def _visible(until: torch.Tensor, keys: int, dtype: torch.dtype) -> torch.Tensor:
+    """Attention's mask (batch, 1, n, keys) for rows that see the keys up to the positions `until`, (batch, n)."""
+    if until.is_cuda:
+        return additive_mask(until, keys, dtype)
+    return (torch.arange(keys, device=until.device) <= until[:, :, None])[:, None]
+
+
+def additive_mask(until: torch.Tensor, keys: int, dtype: torch.dtype) -> torch.Tensor:
+    """The mask as CUDA's kernel takes it: 0 or -inf to add, rows beginning at aligned places. Of a boolean one, or one
+    that is not aligned, torch would make this anew in every layer."""
+    width = -(-keys // _MASK_ALIGNMENT) * _MASK_ALIGNMENT
+    hidden = torch.arange(width, device=until.device) > until[:, :, None]
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=until.device).masked_fill_(hidden, -torch.inf)
+    return mask[:, None, :, :keys]
 
 
 def _global_rows(placed: Sequence[_Placed]) -> torch.Tensor:

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from splitvla_cloud.engine.kv_cache import KVCache
 from splitvla_cloud.engine.llama import Group, Llama, Shape
 from splitvla_shared.nouns import FloatArray
-
-_CAPTURE_WARM_UPS = 2  # libraries choose kernels and allocate workspaces in the first calls, which can't be captured
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,8 @@ class Rectangle:
 class Captured(Protocol):
     """A computation that can be run again on what its input buffers hold then."""
 
-    result: torch.Tensor
+    @property
+    def result(self) -> torch.Tensor: ...
 
     def replay(self) -> None: ...
 
@@ -95,11 +94,10 @@ class Runner:
         rows = self._rows[: rectangle.shape.batch * rectangle.shape.length]
         return self._llama.logits(self._llama.forward(rows, self._groups([rectangle.shape]), self._cache))
 
-    def capture(self, shapes: Sequence[Shape], capture: Capture) -> None:
-        """Capture passes of one rectangle each. Overwrites the first slots of the cache: call before serving."""
-        with torch.inference_mode():
-            for shape in shapes:
-                self._graphs[shape] = capture(lambda shape=shape: self._compute([shape]))  # type: ignore[misc]
+    @torch.inference_mode()
+    def capture(self, shape: Shape, capture: Capture) -> None:
+        """Capture a pass of one rectangle. Overwrites the first slots of the cache: call before serving."""
+        self._graphs[shape] = capture(lambda: self._compute([shape]))
 
     def fit(self, shape: Shape) -> Shape:
         """The smallest captured shape that covers this one, or else the shape itself."""
@@ -141,27 +139,6 @@ class Runner:
         else:
             self._staged[rows].copy_(source)
             self._rows[rows].copy_(self._staged[rows], non_blocking=True)
-
-
-class CudaGraph:
-    """A captured CUDA graph; all of them share one pool of memory, because only one runs at a time."""
-
-    _pool: Any = None
-
-    def __init__(self, compute: Callable[[], torch.Tensor]) -> None:
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(_CAPTURE_WARM_UPS):
-                compute()
-        torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=CudaGraph._pool):
-            self.result = compute()
-        CudaGraph._pool = CudaGraph._pool or self._graph.pool()
-
-    def replay(self) -> None:
-        self._graph.replay()
 
 
 def _covers(known: Shape, shape: Shape) -> bool:

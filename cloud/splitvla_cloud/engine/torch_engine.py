@@ -8,7 +8,10 @@ pass of several fails, each is tried alone.
 from __future__ import annotations
 
 import heapq
+import itertools
+import logging
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,9 +24,13 @@ from splitvla_cloud.engine.runner import Capture, Rectangle, Runner
 from splitvla_shared.errors import EarlyStop, ServerFault, SplitVLAError
 from splitvla_shared.nouns import FloatArray
 
+logger = logging.getLogger("splitvla.cloud")
+
 # Prompts of nearly equal length share a rectangle; others would pay for each other's padding.
 _LENGTH_STEP = 32
 _DECODE_SPAN_STEP = 64
+# Captured prefills are as long as attention's kernels on CUDA like their rows.
+_LENGTH_ALIGNMENT = 8
 # What torch and CUDA raise in a pass. Anything else is a slip of ours that the worker must see.
 _PASS_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, MemoryError)
 
@@ -107,15 +114,35 @@ class TorchEngine:
             self.cancel(frame)
 
     def capture(self, lengths: Sequence[int], dims: int, capture: Capture) -> int:
-        """Capture prefills of these lengths, and decoding behind the longest, for 1, 2, 4 … frames; how many."""
+        """Capture prefills of these lengths and more, and decoding behind the longest, for 1, 2, 4 … frames; how many.
+
+        Where one can't be captured, it and those behind it run directly, which the log says once.
+        """
+        shapes = self._usual_shapes(lengths, dims)
+        return len(list(itertools.takewhile(lambda shape: self._captured(shape, capture), shapes)))
+
+    def _captured(self, shape: Shape, capture: Capture) -> bool:
+        try:
+            self._runner.capture(shape, capture)
+        except RuntimeError as error:
+            self._free_memory(error)
+            logger.warning("passes like %s run without CUDA graphs", shape, exc_info=error)
+            return False
+        return True
+
+    def _usual_shapes(self, lengths: Sequence[int], dims: int) -> list[Shape]:
+        """Those of small batches first: a large one may not fit into memory."""
+        aligned = [min(_aligned(length, _LENGTH_ALIGNMENT), self._tokens) for length in lengths]
+        span = min(_aligned(max(lengths) + dims, _DECODE_SPAN_STEP), self._tokens)
         batches = [size for size in (1, 2, 4, 8, 16, 32) if size <= self.capacity]
-        span = -(-(max(lengths) + dims) // _DECODE_SPAN_STEP) * _DECODE_SPAN_STEP
-        shapes = [Shape(batch, length, dims) for batch in batches for length in lengths]
-        shapes += [
-            Shape(batch, width, width, min(span, self._tokens)) for batch in batches for width in sorted({1, dims})
+        return [
+            shape
+            for batch in batches
+            for shape in (
+                *(Shape(batch, length, dims) for length in aligned),
+                *(Shape(batch, width, width, span) for width in sorted({1, dims})),
+            )
         ]
-        self._runner.capture(shapes, capture)
-        return len(shapes)
 
     def _pass(self, sequences: Sequence[_Sequence]) -> list[list[tuple[int, bool]]]:
         """One forward pass; what is predicted for each of the sequences, in their order."""
@@ -204,7 +231,9 @@ class TorchEngine:
         return Outcome(sequence.frame, error)
 
     def _free_memory(self, error: Exception) -> None:
+        """Before a pass is tried again: the error's frames still hold what the failed one had computed."""
         if isinstance(error, torch.OutOfMemoryError):
+            traceback.clear_frames(error.__traceback__)
             torch.cuda.empty_cache()
 
     def _leave(self, sequence: _Sequence) -> None:
@@ -219,6 +248,10 @@ def _rectangles(sequences: Sequence[_Sequence]) -> list[list[_Sequence]]:
         prefill = not sequence.answer.ids
         parts.setdefault(-(-len(sequence.prompt) // _LENGTH_STEP) if prefill else 0, []).append(sequence)
     return list(parts.values())
+
+
+def _aligned(number: int, step: int) -> int:
+    return -(-number // step) * step
 
 
 def _as_it_is(shape: Shape) -> Shape:
