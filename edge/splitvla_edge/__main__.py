@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from splitvla_edge.policy_options import add_policy_options, read_policy_options
+from splitvla_edge.policy_server.options import add_options as add_policy_server_options
 from splitvla_shared import __version__
 from splitvla_shared.command_line import run_command
 from splitvla_shared.config import describe_config, load_config
@@ -64,6 +65,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_act(commands.add_parser("act", help="ask for one action and print it"))
     _add_run(commands.add_parser("run", help="run the daemon: camera and robot, one safe command every tick"))
+    serve = commands.add_parser(
+        "serve-policy", help="answer the robot's own program in its protocol: OpenVLA's, openpi's"
+    )
+    add_policy_server_options(serve)
+    serve.set_defaults(command=_serve_policy)
     _add_doctor(commands.add_parser("doctor", help="check camera, encoder, link, server and model before a run"))
     _add_calibrate(commands.add_parser("calibrate", help="learn from your frames to send them in far fewer bytes"))
     watch = commands.add_parser("watch", help="show a run live, from its folder")
@@ -249,6 +255,13 @@ def _run(arguments: argparse.Namespace) -> int:
     finally:
         viewer.terminate()
         viewer.wait()
+
+
+def _serve_policy(arguments: argparse.Namespace) -> int:
+    from splitvla_edge.policy_server.command import serve_policy
+    from splitvla_edge.policy_server.options import read_settings
+
+    return serve_policy(read_settings(arguments))
 
 
 def _watch(arguments: argparse.Namespace) -> int:
