@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from splitvla_edge.policy_server.complaints import Complaints
 from splitvla_edge.policy_server.request import ActionRequest, check_key
-from splitvla_edge.policy_server.worker import Job, PolicyWorker
-from splitvla_shared.errors import DeadlineMissed, SplitVLAError, Unreachable
+from splitvla_edge.policy_server.worker import Job, PolicyWorker, stopping
+from splitvla_shared.errors import DeadlineMissed, SplitVLAError
 from splitvla_shared.nouns import ActionChunk
 
 # The policy's own word on why it is late comes with its deadline, and says more than ours.
@@ -104,7 +104,7 @@ class Desk:
         self, arrival: Arrival, read: Callable[[], Awaitable[ActionRequest]], gone: Callable[[], Awaitable[None]]
     ) -> ActionChunk:
         if self._closing:
-            raise Unreachable("the policy server is stopping; ask again when it is back")
+            raise stopping()
         try:
             request = await asyncio.wait_for(read(), self._left_s(arrival))
         except asyncio.TimeoutError as error:

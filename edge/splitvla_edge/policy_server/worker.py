@@ -77,7 +77,7 @@ class PolicyWorker:
     def submit(self, job: Job) -> None:
         """From any thread. Raises Overloaded when too many wait, Unreachable after `close`."""
         if self._closing.is_set():
-            raise Unreachable("the policy server is stopping; ask again when it is back")
+            raise stopping()
         if self._queue.qsize() >= _WAITING_LIMIT:
             raise Overloaded(f"{_WAITING_LIMIT} requests wait for an action already; ask from one program at a time")
         self._queue.put(job)
@@ -97,14 +97,8 @@ class PolicyWorker:
         agreed = self._handshakes.agreed
         job = self._take(None if agreed else self._handshakes.pause_s)
         if self._closing.is_set():
-            _fail(job, Unreachable("the policy server is stopping; ask again when it is back"))
-        elif not agreed and (reason := self._handshakes.seek(self._policy.handshake)) is not None:
-            self._complaints.failed("anybody", reason)
-            for waiting in (job, *self._waiting()):
-                _fail(waiting, reason)
-        else:
-            if not agreed:
-                self._complaints.answered()
+            _fail(job, stopping())
+        elif agreed or self._agree(job):
             self._answer(job)
 
     def _run(self) -> None:
@@ -122,7 +116,7 @@ class PolicyWorker:
             else:
                 self.ended.set_exception(lost)
             for job in self._waiting():
-                _fail(job, Unreachable("the policy server is stopping; ask again when it is back"))
+                _fail(job, stopping())
 
     def _take(self, timeout_s: float | None) -> Job | None:
         try:
@@ -140,6 +134,21 @@ class PolicyWorker:
                 return jobs
             if job is not None:
                 jobs.append(job)
+
+    def _agree(self, job: Job | None) -> bool:
+        """Ask the server once for its model; when there is none, that is the answer to `job` and to all that wait."""
+        try:
+            reason = self._handshakes.seek(self._policy.handshake)
+        except SplitVLAError as error:
+            _fail(job, error)
+            raise
+        if reason is None:
+            self._complaints.answered()
+            return True
+        self._complaints.failed("anybody", reason)
+        for waiting in (job, *self._waiting()):
+            _fail(waiting, reason)
+        return False
 
     def _answer(self, job: Job | None) -> None:
         if job is None or not job.answer.set_running_or_notify_cancel():  # its client has gone
@@ -191,3 +200,7 @@ class PolicyWorker:
 def _fail(job: Job | None, error: SplitVLAError) -> None:
     if job is not None and job.answer.set_running_or_notify_cancel():
         job.answer.set_exception(error)
+
+
+def stopping() -> Unreachable:
+    return Unreachable("the policy server is stopping; ask again when it is back")
