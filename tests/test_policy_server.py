@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import signal
 import subprocess
 import sys
 import threading
@@ -20,9 +19,8 @@ import numpy as np
 import pytest
 import requests
 from websockets.exceptions import InvalidStatus
-from websockets.sync.client import ClientConnection, connect
 
-from benchmarks.processes import ModuleProcess, ServerProcess, free_port
+from benchmarks.processes import ServerProcess
 from splitvla_edge import EdgePolicy
 from splitvla_edge.policy_server.app import MAX_CONNECTIONS, REASON_HEADER
 from splitvla_edge.policy_server.numpy_msgpack import pack, unpack
@@ -31,11 +29,7 @@ from splitvla_shared.bundle import open_bundle
 from splitvla_shared.nouns import Observation, Scheme
 from splitvla_shared.wire import inference_pb2 as pb
 from tests.fake_server import FakeServicer, description, serving
-
-KEY = "widowx_tiny"
-IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-CALL = {"image": IMAGE, "instruction": "lift the pot", "unnorm_key": KEY}
-PATIENCE_S = 30.0
+from tests.policy_clients import CALL, IMAGE, KEY, PATIENCE_S, PolicyServer, answer, ask, post, websocket_to
 
 # The client of OpenVLA's README, word for word but for the address and where the frame comes from.
 OPENVLAS_CLIENT = """
@@ -51,22 +45,6 @@ action = requests.post(
 assert action.dtype == np.float64 and action.shape == (7,), action
 print(*(value.hex() for value in action.tolist()))
 """
-
-
-def answer(request: pb.InferRequest, _: grpc.ServicerContext) -> pb.InferReply:
-    """One action token of the tiny model's vocabulary a dimension."""
-    tokens = pb.ActionTokens(ids=range(900, 900 + request.action_dims))
-    return pb.InferReply(sequence=request.sequence, tokens=tokens)
-
-
-class PolicyServer(ModuleProcess):
-    """`splitvla-edge serve-policy` in a process of its own."""
-
-    def __init__(self, bundles: Path, server: str, *options: str, key: str = KEY) -> None:
-        arguments = ["--bundle", str(bundles / "edge"), "--server", server, "--unnorm-key", key]
-        super().__init__(
-            "splitvla_edge", "serve-policy", *arguments, "--listen", "127.0.0.1:0", "--threads", "1", *options
-        )
 
 
 @pytest.fixture(scope="module")
@@ -88,21 +66,6 @@ def running(tiny_bundles: Path, servicer: FakeServicer) -> Iterator[PolicyServer
 def address(running: PolicyServer, servicer: FakeServicer) -> str:
     servicer.infer = answer
     return running.wait_ready()
-
-
-def _post(address: str, body: Any, **headers: str) -> requests.Response:
-    with requests.Session() as session:
-        session.trust_env = False  # no proxy
-        data = body if isinstance(body, bytes) else json_numpy.dumps(body).encode()
-        headers = {"Content-Type": "application/json"} | headers
-        return session.post(f"http://{address}/act", data=data, headers=headers, timeout=PATIENCE_S)
-
-
-@contextlib.contextmanager
-def _websocket(address: str, origin: str | None = None) -> Iterator[ClientConnection]:
-    given = None if origin is None else {"Origin": origin}
-    with connect(f"ws://{address}", compression=None, proxy=None, additional_headers=given) as websocket:
-        yield websocket
 
 
 def _client(address: str, frame: Path, instruction: str, key: str) -> list[float]:
@@ -149,11 +112,11 @@ def test_all_golden_actions_come_through_both_protocols(
     address = golden_server[1]
     golden = np.load(reference_checkpoint / "golden.npz")
     actions = golden["fp32/tiny_bridge_orig/actions"]
-    with _websocket(address) as websocket:
+    with websocket_to(address) as websocket:
         websocket.recv()
         for i, name in enumerate(golden["image_names"]):
             frame, instruction = golden[f"image/{name}"], str(golden["instructions"][0])
-            reply = _post(address, {"image": frame, "instruction": instruction, "unnorm_key": "tiny_bridge_orig"})
+            reply = post(address, {"image": frame, "instruction": instruction, "unnorm_key": "tiny_bridge_orig"})
             np.testing.assert_allclose(json_numpy.loads(reply.text), actions[i, 0], rtol=0, atol=1e-9)
             websocket.send(pack({"observation/image": frame, "prompt": instruction}))
             data = websocket.recv()
@@ -170,8 +133,8 @@ def test_openvlas_client_as_its_readme_has_it_gets_seven_numbers(address: str, t
 
 
 def test_a_request_that_is_encoded_twice_is_answered_so(address: str) -> None:
-    plain = _post(address, CALL)
-    double = _post(address, {"encoded": json_numpy.dumps(CALL)})
+    plain = post(address, CALL)
+    double = post(address, {"encoded": json_numpy.dumps(CALL)})
     assert isinstance(double.json(), str)
     np.testing.assert_array_equal(json_numpy.loads(double.json()), json_numpy.loads(plain.text))
     assert b" " not in plain.content
@@ -192,7 +155,7 @@ def test_what_no_model_could_take_is_openvlas_error_with_the_reason_in_a_header(
     address: str, servicer: FakeServicer, changes: dict[str, Any], reason: str
 ) -> None:
     before = len(servicer.requests)
-    reply = _post(address, CALL | changes)
+    reply = post(address, CALL | changes)
     assert (reply.status_code, reply.content) == (200, b'"error"')
     assert reason in reply.headers[REASON_HEADER]
     assert len(servicer.requests) == before
@@ -200,10 +163,10 @@ def test_what_no_model_could_take_is_openvlas_error_with_the_reason_in_a_header(
 
 def test_a_body_that_is_no_json_object_has_status_422(address: str) -> None:
     for body in (b"[1]", b"no json", b""):
-        reply = _post(address, body)
+        reply = post(address, body)
         assert reply.status_code == 422
         assert reply.json()["detail"][0]["loc"] == ["body"]
-    assert _post(address, CALL, **{"Content-Type": "text/plain"}).status_code == 422
+    assert post(address, CALL, **{"Content-Type": "text/plain"}).status_code == 422
 
 
 def test_the_other_routes_answer_as_the_references_do(address: str) -> None:
@@ -238,11 +201,11 @@ def test_a_server_that_gives_no_action_is_an_error_and_never_an_action(
     address: str, servicer: FakeServicer, status: grpc.StatusCode, reason: str
 ) -> None:
     servicer.infer = lambda _, context: context.abort(status, "as told")
-    reply = _post(address, CALL)
+    reply = post(address, CALL)
     assert (reply.status_code, reply.content) == (200, b'"error"')
     assert reason in reply.headers[REASON_HEADER]
     servicer.infer = answer
-    assert _post(address, CALL).content != b'"error"'
+    assert post(address, CALL).content != b'"error"'
 
 
 def test_tokens_that_are_no_actions_are_an_error(address: str, servicer: FakeServicer) -> None:
@@ -252,7 +215,7 @@ def test_tokens_that_are_no_actions_are_an_error(address: str, servicer: FakeSer
         return reply
 
     servicer.infer = clipped
-    reply = _post(address, CALL)
+    reply = post(address, CALL)
     assert reply.content == b'"error"'
     assert "5 in place 2" in reply.headers[REASON_HEADER]
 
@@ -260,20 +223,14 @@ def test_tokens_that_are_no_actions_are_an_error(address: str, servicer: FakeSer
 # --- openpi's websocket -----------------------------------------------------------------------------------------------
 
 
-def _ask(websocket: ClientConnection, **message: Any) -> Any:
-    websocket.send(pack(message))
-    reply = websocket.recv(timeout=PATIENCE_S)
-    return unpack(reply) if isinstance(reply, bytes) else reply
-
-
 def test_a_websocket_begins_with_metadata_and_gives_chunks(address: str) -> None:
-    with _websocket(address) as websocket:
+    with websocket_to(address) as websocket:
         first = websocket.recv()
         assert isinstance(first, bytes)
         metadata = unpack(first)
         assert (metadata["unnorm_key"], metadata["action_dims"], metadata["chunk_length"]) == (KEY, 7, 1)
-        replies = [_ask(websocket, image=IMAGE, prompt="lift the pot") for _ in range(2)]
-    expected = json_numpy.loads(_post(address, CALL).text)
+        replies = [ask(websocket, image=IMAGE, prompt="lift the pot") for _ in range(2)]
+    expected = json_numpy.loads(post(address, CALL).text)
     for reply in replies:
         np.testing.assert_array_equal(reply["actions"], expected[None])
     assert set(replies[0]["server_timing"]) == {"infer_ms"}
@@ -295,21 +252,21 @@ def test_openpis_own_client_gets_actions(address: str) -> None:
 
 
 def test_an_error_is_a_text_and_the_connection_stays_open(address: str, servicer: FakeServicer) -> None:
-    with _websocket(address) as websocket:
+    with websocket_to(address) as websocket:
         websocket.recv()
         websocket.send("text")
         assert "a text frame came" in str(websocket.recv())
         websocket.send(b"\xc1")
         assert "not msgpack" in str(websocket.recv())
-        assert "--cameras" in _ask(websocket, prompt="go")
+        assert "--cameras" in ask(websocket, prompt="go")
         servicer.infer = lambda _, context: context.abort(grpc.StatusCode.INTERNAL, "as told")
-        assert "as told" in _ask(websocket, image=IMAGE, prompt="go")
+        assert "as told" in ask(websocket, image=IMAGE, prompt="go")
         servicer.infer = answer
-        assert _ask(websocket, image=IMAGE, prompt="go")["actions"].shape == (1, 7)
+        assert ask(websocket, image=IMAGE, prompt="go")["actions"].shape == (1, 7)
 
 
 def test_messages_that_were_sent_ahead_are_answered_in_their_order(address: str) -> None:
-    with _websocket(address) as websocket:
+    with websocket_to(address) as websocket:
         websocket.recv()
         websocket.send(pack({"image": IMAGE, "prompt": "go"}))
         websocket.send("text")
@@ -321,9 +278,9 @@ def test_messages_that_were_sent_ahead_are_answered_in_their_order(address: str)
 def test_more_websockets_than_there_is_room_for_are_refused(address: str) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(MAX_CONNECTIONS):
-            stack.enter_context(_websocket(address)).recv()  # the server has it now
+            stack.enter_context(websocket_to(address)).recv()  # the server has it now
         with pytest.raises(InvalidStatus, match="503"):
-            stack.enter_context(_websocket(address))
+            stack.enter_context(websocket_to(address))
 
 
 # --- who may ask ------------------------------------------------------------------------------------------------------
@@ -331,9 +288,9 @@ def test_more_websockets_than_there_is_room_for_are_refused(address: str) -> Non
 
 def test_a_web_page_is_refused_in_both_protocols(address: str, servicer: FakeServicer) -> None:
     before = len(servicer.requests)
-    assert _post(address, CALL, Origin="http://localhost:3000").status_code == 403
-    assert _post(address, CALL, Origin="null").status_code == 403
-    with pytest.raises(InvalidStatus, match="403"), _websocket(address, origin="http://evil.example"):
+    assert post(address, CALL, Origin="http://localhost:3000").status_code == 403
+    assert post(address, CALL, Origin="null").status_code == 403
+    with pytest.raises(InvalidStatus, match="403"), websocket_to(address, origin="http://evil.example"):
         pass
     assert len(servicer.requests) == before
 
@@ -349,95 +306,10 @@ def test_two_clients_at_once_both_get_their_actions_one_after_another(address: s
             inside.release()
 
     servicer.infer = alone
-    with ThreadPoolExecutor(2) as clients, _websocket(address) as websocket:
+    with ThreadPoolExecutor(2) as clients, websocket_to(address) as websocket:
         websocket.recv()
-        posts = clients.submit(lambda: [_post(address, CALL).content for _ in range(5)])
-        sends = clients.submit(lambda: [_ask(websocket, image=IMAGE, prompt="go")["actions"] for _ in range(5)])
+        posts = clients.submit(lambda: [post(address, CALL).content for _ in range(5)])
+        sends = clients.submit(lambda: [ask(websocket, image=IMAGE, prompt="go")["actions"] for _ in range(5)])
         assert b'"error"' not in posts.result()
         assert len(sends.result()) == 5
     assert together == [False] * 10
-
-
-# --- the link, the deadline, the end ----------------------------------------------------------------------------------
-
-
-def test_while_the_server_is_away_there_are_errors_and_afterwards_actions_again(
-    tiny_bundles: Path, servicer: FakeServicer
-) -> None:
-    servicer.infer = answer
-    port = free_port()
-    with PolicyServer(tiny_bundles, f"127.0.0.1:{port}", "--deadline-ms", "20000") as process:
-        address = process.wait_ready()
-        before = _post(address, CALL)
-        assert before.content == b'"error"'
-        assert f"no server at 127.0.0.1:{port}" in before.headers[REASON_HEADER]
-        for _ in range(2):  # it comes, goes, and comes again
-            with serving(servicer, port):
-                _until_answered(address)
-            gone = _post(address, CALL)
-            assert gone.content == b'"error"'
-            assert "splitvla-cloud serve" in gone.headers[REASON_HEADER]
-        assert process.alive()
-        assert process.output.count("answers come again") == 2
-
-
-def _until_answered(address: str) -> None:
-    give_up = time.monotonic() + PATIENCE_S
-    while _post(address, CALL).content == b'"error"':
-        assert time.monotonic() < give_up, "no action, though the server is there"
-
-
-def test_an_answer_that_does_not_come_in_time_is_an_error(tiny_bundles: Path, servicer: FakeServicer) -> None:
-    late = threading.Event()
-
-    def hangs(request: pb.InferRequest, context: grpc.ServicerContext) -> pb.InferReply:
-        assert late.wait(PATIENCE_S)
-        return answer(request, context)
-
-    with serving(servicer) as server, PolicyServer(tiny_bundles, server, "--deadline-ms", "400") as process:
-        address = process.wait_ready()
-        servicer.infer = answer
-        _until_answered(address)
-        servicer.infer = hangs
-        with _websocket(address) as websocket:
-            websocket.recv()
-            assert "--deadline-ms" in _ask(websocket, image=IMAGE, prompt="go")
-        reply = _post(address, CALL)
-        late.set()
-    assert reply.content == b'"error"'
-    assert "--deadline-ms" in reply.headers[REASON_HEADER]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_the_request_under_way_have_its_action_and_ends_well(
-    tiny_bundles: Path, servicer: FakeServicer, number: signal.Signals
-) -> None:
-    asked, go_on = threading.Event(), threading.Event()
-
-    def slow(request: pb.InferRequest, context: grpc.ServicerContext) -> pb.InferReply:
-        asked.set()
-        assert go_on.wait(PATIENCE_S)
-        return answer(request, context)
-
-    servicer.infer = slow
-    with (
-        serving(servicer) as server,
-        PolicyServer(tiny_bundles, server, "--deadline-ms", "20000") as process,
-        _websocket(process.wait_ready()) as websocket,
-    ):
-        websocket.recv()
-        websocket.send(pack({"image": IMAGE, "prompt": "go"}))
-        assert asked.wait(PATIENCE_S)
-        process.send(number)
-        go_on.set()
-        assert isinstance(websocket.recv(timeout=PATIENCE_S), bytes)
-        assert process.wait() == 0
-    assert process.output.splitlines()[-1] == "splitvla-edge: stopped; 1 requests had an action, 0 an error"
-
-
-def test_a_server_of_another_model_ends_the_start_with_what_differs(tiny_bundles: Path) -> None:
-    with serving(FakeServicer()) as server, PolicyServer(tiny_bundles, server) as process:
-        assert process.wait() == 3
-    assert "splitvla-edge: error: " in process.output
-    assert "here," in process.output
-    assert "Traceback" not in process.output
