@@ -6,19 +6,21 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image as PilImage
 
 from splitvla_edge.act import ActRequest, ActResult, act_once, render_json, render_text
+from splitvla_edge.policy_options import PolicyOptions
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.errors import BundleError, ConfigError, ObservationError, Unreachable
 from splitvla_shared.nouns import ActionChunk, StageTimes
 from splitvla_shared.wire import inference_pb2 as pb
 from tests.fake_server import FakeServicer, description, serving
 
+OPTIONS = PolicyOptions(unnorm_key="widowx_tiny", threads=1)
 RESULT = ActResult(
     ActionChunk(
         first_step=0,
@@ -86,7 +88,8 @@ def test_act_sends_one_image_in_the_scheme_that_is_named(
     tiny_bundles: Path, server: tuple[FakeServicer, str], image: Path, name: str | None, scheme: int
 ) -> None:
     servicer, address = server
-    request = ActRequest(tiny_bundles / "edge", address, image, "lift the pot", "widowx_tiny", name, threads=1)
+    options = OPTIONS if name is None else PolicyOptions(**OPTIONS, scheme=name)
+    request = ActRequest(tiny_bundles / "edge", address, image, "lift the pot", options)
     result = act_once(request)
     assert [sent.cameras[0].tensor.scheme for sent in servicer.requests] == [scheme]
     assert servicer.requests[0].instruction == "lift the pot"
@@ -104,7 +107,6 @@ def _request(frame: Path, **changes: Any) -> ActRequest:
     [
         ({"deadline_s": 0.0}, ConfigError, "deadline_s is 0"),
         ({"connect_timeout_s": float("nan")}, ConfigError, "connect_timeout_s is nan"),
-        ({"tls_ca": "ca.pem"}, ConfigError, "tls_cert, tls_key"),
         ({"instruction": ""}, ObservationError, "empty"),
         ({"image": Path("nowhere.png")}, ObservationError, r"nowhere\.png: No such file"),
         ({"server": "h"}, ConfigError, "HOST:PORT"),
@@ -120,7 +122,7 @@ def test_what_is_wrong_with_a_request_is_said_before_anything_is_loaded(
 
 def test_an_unknown_scheme_is_named_with_the_schemes_and_rungs_that_there_are(tiny_bundles: Path, image: Path) -> None:
     with pytest.raises(ConfigError, match=r"'jpeg'.*f32.*rungs, bf16, int8, int4 \(its codec is not calibrated"):
-        act_once(_request(image, bundle=tiny_bundles / "edge", scheme="jpeg", unnorm_key="widowx_tiny"))
+        act_once(_request(image, bundle=tiny_bundles / "edge", options=PolicyOptions(**OPTIONS, scheme="jpeg")))
 
 
 def test_no_server_is_unreachable_with_the_time_waited(tiny_bundles: Path, image: Path) -> None:
@@ -128,9 +130,8 @@ def test_no_server_is_unreachable_with_the_time_waited(tiny_bundles: Path, image
         image,
         bundle=tiny_bundles / "edge",
         server="127.0.0.1:1",
-        unnorm_key="widowx_tiny",
         connect_timeout_s=0.2,
-        threads=1,
+        options=OPTIONS,
     )
     with pytest.raises(Unreachable, match=r"no server at 127\.0\.0\.1:1 after 0\.2 s"):
         act_once(request)
@@ -144,7 +145,8 @@ def test_a_mistyped_convention_is_said_without_loading_the_encoder(
     tiny_bundles: Path, image: Path, monkeypatch: pytest.MonkeyPatch, option: str, reason: str
 ) -> None:
     monkeypatch.setattr("splitvla_edge.policy.OnnxEncoder", None)
-    request = _request(image, bundle=tiny_bundles / "edge", unnorm_key="widowx_tiny", **{option: "odd"})
+    options = cast("PolicyOptions", OPTIONS | {option: "odd"})
+    request = _request(image, bundle=tiny_bundles / "edge", options=options)
     with pytest.raises(ConfigError, match=f"'odd'.*{reason}"):
         act_once(request)
 
@@ -152,11 +154,12 @@ def test_a_mistyped_convention_is_said_without_loading_the_encoder(
 def test_the_robots_conventions_reach_the_action_that_is_printed(
     tiny_bundles: Path, server: tuple[FakeServicer, str], image: Path
 ) -> None:
-    request = ActRequest(tiny_bundles / "edge", server[1], image, "lift the pot", "widowx_tiny", threads=1)
+    request = ActRequest(tiny_bundles / "edge", server[1], image, "lift the pot", OPTIONS)
     plain = json.loads(render_json(act_once(request)))["action"]
-    turned = dataclasses.replace(
-        request, image_pipeline="eval-crop", camera_transform="rotate180", action_transform="libero"
+    conventions = PolicyOptions(
+        **OPTIONS, image_pipeline="eval-crop", camera_transform="rotate180", action_transform="libero"
     )
+    turned = dataclasses.replace(request, options=conventions)
     action = json.loads(render_json(act_once(turned)))["action"]
     assert action[:6] == plain[:6], "the fake server answers every frame alike"
     assert action[6] == -np.sign(2 * plain[6] - 1)

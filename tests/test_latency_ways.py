@@ -18,7 +18,7 @@ from benchmarks.end_to_end.pictures import as_jpeg, from_jpeg
 from benchmarks.end_to_end.rest import RestWay, build_app
 from benchmarks.end_to_end.site import open_ways, start_here
 from benchmarks.end_to_end.ways import Answered, Family, Way
-from benchmarks.end_to_end.websocket import WebsocketWay, dumps, loads, serve_websocket
+from benchmarks.end_to_end.websocket import WebsocketWay, serve_websocket
 from benchmarks.end_to_end.whole import Acted
 from benchmarks.frames import INSTRUCTION, read_frames
 from benchmarks.latency import main
@@ -101,12 +101,6 @@ def test_the_websocket_says_an_error_as_a_text_and_stays_open(websocket: str) ->
     with pytest.raises(ServerFault, match="as asked"):
         way.act(IMAGE, "fail")
     assert way.act(IMAGE, "do it").tokens[3] == 77
-
-
-def test_arrays_travel_as_openpi_writes_them() -> None:
-    message = loads(dumps({"image": IMAGE, "prompt": "x"}))
-    assert np.array_equal(message["image"], IMAGE)
-    assert b"__ndarray__" in dumps({"a": IMAGE})
 
 
 def test_bytes_that_are_no_jpeg_are_refused() -> None:

@@ -21,8 +21,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from splitvla_cloud.server import CloudServer, ServerSettings, serve
-from splitvla_cloud.settings import credentials, split_address
+from splitvla_cloud.settings import credentials
 from splitvla_shared import codec
+from splitvla_shared.addresses import split_address
 from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.config import load_config
 from splitvla_shared.errors import BundleError, ConfigError, ServerFault

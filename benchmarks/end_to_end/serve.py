@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.end_to_end.whole import ENGINES, EngineSettings, Whole, open_whole
-from splitvla_cloud.settings import split_address
+from splitvla_shared.addresses import split_address
 from splitvla_shared.command_line import run_command
 from splitvla_shared.errors import ConfigError
 

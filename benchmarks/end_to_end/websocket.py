@@ -11,10 +11,8 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Mapping
 from typing import Any, Protocol
 
-import msgpack
 import numpy as np
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, WebSocketException
@@ -23,38 +21,16 @@ from websockets.sync.client import ClientConnection, connect
 from benchmarks.end_to_end.pictures import Prepare, from_jpeg
 from benchmarks.end_to_end.ways import Answered, Family
 from benchmarks.end_to_end.whole import Whole
+from splitvla_edge.policy_server.numpy_msgpack import pack, unpack
 from splitvla_shared.errors import ServerFault, SplitVLAError, Unreachable
 from splitvla_shared.nouns import Image
-
-
-def pack_array(value: Any) -> Any:
-    """An array as openpi_client.msgpack_numpy writes it."""
-    if isinstance(value, np.ndarray):
-        return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
-    return value
-
-
-def unpack_array(value: dict[Any, Any]) -> Any:
-    """What `pack_array` wrote. Raises ValueError or TypeError on anything else."""
-    if b"__ndarray__" not in value:
-        return value
-    return np.ndarray(buffer=value[b"data"], dtype=np.dtype(value[b"dtype"]), shape=value[b"shape"])
-
-
-def dumps(message: Mapping[str, Any]) -> bytes:
-    data: bytes = msgpack.packb(message, default=pack_array)
-    return data
-
-
-def loads(data: bytes) -> Any:
-    return msgpack.unpackb(data, object_hook=unpack_array)
 
 
 def serve_websocket(whole: Whole, listener: socket.socket) -> None:
     """Serve until the process ends."""
 
     async def handle(connection: ServerConnection) -> None:
-        await connection.send(dumps({"model": "baseline"}))
+        await connection.send(pack({"model": "baseline"}))
         try:
             while True:
                 await connection.send(_answer(whole, await connection.recv()))
@@ -72,13 +48,13 @@ def serve_websocket(whole: Whole, listener: socket.socket) -> None:
 def _answer(whole: Whole, data: str | bytes) -> str | bytes:
     started = time.perf_counter()
     try:
-        observation = loads(data if isinstance(data, bytes) else data.encode())
+        observation = unpack(data if isinstance(data, bytes) else data.encode())
         image = observation["image"]
         acted = whole.act(from_jpeg(image) if isinstance(image, bytes) else image, observation["prompt"])
     except (KeyError, ValueError, TypeError, SplitVLAError) as error:
         return f"{type(error).__name__}: {error}"  # a text is openpi's sign of an error
     reply = {"actions": acted.action[None], "tokens": np.array(acted.tokens)}
-    return dumps(reply | {"server_timing": {"infer_ms": (time.perf_counter() - started) * 1e3}})
+    return pack(reply | {"server_timing": {"infer_ms": (time.perf_counter() - started) * 1e3}})
 
 
 class _Client(Protocol):
@@ -94,11 +70,11 @@ class _OwnClient:
         self._ws.recv()  # the server's metadata
 
     def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
-        self._ws.send(dumps(obs))
+        self._ws.send(pack(obs))
         reply = self._ws.recv()
         if isinstance(reply, str):
             raise RuntimeError(reply)
-        answer: dict[str, Any] = loads(reply)
+        answer: dict[str, Any] = unpack(reply)
         return answer
 
 
@@ -144,8 +120,8 @@ class WebsocketWay:
             total_ms=total_ms,
             robot_ms=(sent_at - started) * 1e3,
             server_ms=float(reply["server_timing"]["infer_ms"]),
-            up_bytes=len(dumps(observation)),
-            down_bytes=len(dumps(reply)),
+            up_bytes=len(pack(observation)),
+            down_bytes=len(pack(reply)),
         )
 
     def close(self) -> None:

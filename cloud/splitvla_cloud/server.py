@@ -21,8 +21,9 @@ from grpc_reflection.v1alpha import reflection
 from splitvla_cloud.engine.interface import Engine
 from splitvla_cloud.prompt import Prompt
 from splitvla_cloud.service import InferenceService
-from splitvla_cloud.settings import ServerSettings, credentials, is_loopback, port_is_taken, split_address
+from splitvla_cloud.settings import ServerSettings, credentials, port_is_taken
 from splitvla_cloud.worker import GpuWorker
+from splitvla_shared.addresses import is_loopback, join_address, split_address
 from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.codec.bundled import read_tables
 from splitvla_shared.errors import ConfigError, ServerFault
@@ -117,7 +118,7 @@ class CloudServer:
         spec, seconds = self._bundle.spec, time.monotonic() - started
         print(f"serving {spec.name} {spec.fingerprint[:16]}: {backbone.describe()}, up in {seconds:.1f} s", flush=True)
         host, _ = split_address(self._settings.listen)
-        print(f"ready on {_address(host, self.port)}", flush=True)
+        print(f"ready on {join_address(host, self.port)}", flush=True)
 
     async def drain(self) -> None:
         """Leave politely: NOT_SERVING at once, and `draining` in every reply for as long as robots need to move."""
@@ -169,7 +170,7 @@ class CloudServer:
                 raise _port_in_use(settings)
             await asyncio.sleep(_BIND_EVERY_S)
         self._server = await self._build()
-        address = _address(host, port)
+        address = join_address(host, port)
         try:
             if secrets is None:
                 self.port = self._server.add_insecure_port(address)
@@ -240,7 +241,3 @@ def _on_signals(leave: asyncio.Event, hurry: asyncio.Event) -> None:
 
 def _port_in_use(settings: ServerSettings) -> ConfigError:
     return ConfigError(f"{settings.listen} is in use by another process; stop it, choose a port, or use bind_wait_s")
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

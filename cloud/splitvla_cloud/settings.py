@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import ipaddress
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Literal
 
 import grpc
 
+from splitvla_shared.addresses import is_loopback, split_address
 from splitvla_shared.bundle import Bundle
 from splitvla_shared.errors import ConfigError
 
@@ -76,24 +76,6 @@ class ServerSettings:
     def numerics(self) -> str:
         """For people: "bf16", or "bf16, action-only" where the answers are not the reference's."""
         return self.precision if self.decode == "greedy" else f"{self.precision}, {self.decode}"
-
-
-def split_address(listen: str) -> tuple[str, int]:
-    """ "127.0.0.1:50051" or "[::1]:50051" to host and port. Raises ConfigError."""
-    host, _, port = listen.rpartition(":")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not bare or (":" in bare and bare == host) or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"listen is {listen!r}; expected HOST:PORT such as 127.0.0.1:50051 or [::1]:50051")
-    return bare, int(port)
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name: whatever it means today, it may mean a network tomorrow
-        return False
 
 
 def port_is_taken(host: str, port: int) -> bool:

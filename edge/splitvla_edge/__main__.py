@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from splitvla_edge.policy_options import add_policy_options, read_policy_options
+from splitvla_edge.policy_server.options import add_options as add_policy_server_options
 from splitvla_shared import __version__
 from splitvla_shared.command_line import run_command
 from splitvla_shared.config import describe_config, load_config
@@ -63,6 +65,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_act(commands.add_parser("act", help="ask for one action and print it"))
     _add_run(commands.add_parser("run", help="run the daemon: camera and robot, one safe command every tick"))
+    serve = commands.add_parser(
+        "serve-policy", help="answer the robot's own program in its protocol: OpenVLA's, openpi's"
+    )
+    add_policy_server_options(serve)
+    serve.set_defaults(command=_serve_policy)
     _add_doctor(commands.add_parser("doctor", help="check camera, encoder, link, server and model before a run"))
     _add_calibrate(commands.add_parser("calibrate", help="learn from your frames to send them in far fewer bytes"))
     watch = commands.add_parser("watch", help="show a run live, from its folder")
@@ -78,26 +85,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--unnorm-key", metavar="KEY", help="the dataset whose statistics scale the action")
-    parser.add_argument("--scheme", help="payload scheme or codec rung, e.g. int8, db36: the best to send (bf16)")
-    parser.add_argument("--threads", type=int, metavar="N", help="of the encoder (all cores)")
-    parser.add_argument("--encoder", metavar="NAME", help="fp32, or fp16 or int8 where the bundle has them (fp32)")
-    parser.add_argument("--provider", metavar="NAME", help="auto, tensorrt, cuda or cpu, whatever passes a test (auto)")
-    parser.add_argument("--image-pipeline", metavar="NAME", help="hf, eval or eval-crop (the bundle's own)")
-    parser.add_argument("--camera-transform", metavar="NAME", help="none or rotate180 (none)")
-    parser.add_argument("--action-transform", metavar="NAME", help="none, libero or simpler (none)")
-    parser.add_argument("--tls-ca", metavar="PEM", help="the authority that signed the server's certificate")
-    parser.add_argument("--tls-cert", metavar="PEM", help="the robot's certificate")
-    parser.add_argument("--tls-key", metavar="PEM", help="the robot's private key")
-
-
 def _add_act(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, required=True, help="the edge half that `split` made")
     parser.add_argument("--server", required=True, metavar="HOST:PORT")
     parser.add_argument("--image", type=Path, required=True, help="a camera frame: PNG, JPEG, ...")
     parser.add_argument("--instruction", required=True)
-    _add_model(parser)
+    add_policy_options(parser)
     parser.add_argument("--deadline-s", type=float, default=10.0, metavar="S", help="for the answer (10)")
     parser.add_argument("--connect-timeout-s", type=float, default=5.0, metavar="S", help="for the connection (5)")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, nothing else")
@@ -115,7 +108,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local-policy", metavar="FILE", help="an ONNX policy for when the server is away (none)")
     parser.add_argument("--record-distill", metavar="DIR", help="record answers to distil a local policy from (none)")
     parser.add_argument("--instruction")
-    _add_model(parser)
+    add_policy_options(parser)
     parser.add_argument("--control-hz", type=float, metavar="HZ", help="ticks a second (5)")
     parser.add_argument("--duration-s", type=float, metavar="S", help="end after this long")
     parser.add_argument("--run-dir", metavar="DIR", help="where the step log goes (runs/<time>)")
@@ -137,7 +130,7 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, required=True, help="the edge half that `split` made")
     parser.add_argument("--server", required=True, metavar="HOST:PORT")
     parser.add_argument("--device", help="of the camera: /dev/video0, an index, or a stream address (no camera)")
-    _add_model(parser)
+    add_policy_options(parser)
     parser.add_argument("--budget-s", type=float, default=1.0, metavar="S", help="what an action may take (1)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.set_defaults(command=_doctor)
@@ -216,19 +209,9 @@ def _act(arguments: argparse.Namespace) -> int:
             server=arguments.server,
             image=arguments.image,
             instruction=arguments.instruction,
-            unnorm_key=arguments.unnorm_key,
-            scheme=arguments.scheme,
+            options=read_policy_options(arguments),
             deadline_s=arguments.deadline_s,
             connect_timeout_s=arguments.connect_timeout_s,
-            threads=arguments.threads,
-            encoder=arguments.encoder or "fp32",
-            provider=arguments.provider or "auto",
-            image_pipeline=arguments.image_pipeline,
-            camera_transform=arguments.camera_transform or "none",
-            action_transform=arguments.action_transform or "none",
-            tls_ca=arguments.tls_ca,
-            tls_cert=arguments.tls_cert,
-            tls_key=arguments.tls_key,
         )
     )
     print(render_json(result) if arguments.json else render_text(result))
@@ -272,6 +255,13 @@ def _run(arguments: argparse.Namespace) -> int:
     finally:
         viewer.terminate()
         viewer.wait()
+
+
+def _serve_policy(arguments: argparse.Namespace) -> int:
+    from splitvla_edge.policy_server.command import serve_policy
+    from splitvla_edge.policy_server.options import read_settings
+
+    return serve_policy(read_settings(arguments))
 
 
 def _watch(arguments: argparse.Namespace) -> int:

@@ -5,45 +5,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from splitvla_edge.images import load_image
 from splitvla_edge.policy import EdgePolicy
+from splitvla_edge.policy_options import PolicyOptions
 from splitvla_edge.providers import Selection
-from splitvla_edge.security import Security
 from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.limits import check_instruction
-from splitvla_shared.nouns import ActionChunk, Observation, Scheme
-
-DEFAULT_SCHEME = Scheme.BF16
+from splitvla_shared.nouns import ActionChunk, Observation
 
 
 @dataclass(frozen=True, slots=True)
 class ActRequest:
-    """What the command line asks for.
-
-    scheme: name of a scheme or of one of the bundle's rungs, None for bf16. image_pipeline: None for the bundle's.
-    """
+    """What the command line asks for. options: what the policy is opened with."""
 
     bundle: Path
     server: str
     image: Path
     instruction: str
-    unnorm_key: str | None = None
-    scheme: str | None = None
+    options: PolicyOptions = field(default_factory=PolicyOptions)
     deadline_s: float = 10.0
     connect_timeout_s: float = 5.0
-    threads: int | None = None
-    encoder: str = FP32
-    provider: str = "auto"
-    image_pipeline: str | None = None
-    camera_transform: str = "none"
-    action_transform: str = "none"
-    tls_ca: Path | str | None = None
-    tls_cert: Path | str | None = None
-    tls_key: Path | str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,26 +50,15 @@ def act_once(request: ActRequest) -> ActResult:
     for name in ("deadline_s", "connect_timeout_s"):
         if not 0 < getattr(request, name) < 3600:
             raise ConfigError(f"{name} is {getattr(request, name)}; expected more than 0 and less than 3600 seconds")
-    security = Security.from_files(request.tls_ca, request.tls_cert, request.tls_key)
     instruction = check_instruction(request.instruction)
     image = load_image(request.image)
     captured_at = time.monotonic()
     with EdgePolicy.connect(
-        request.bundle,
-        request.server,
-        unnorm_key=request.unnorm_key,
-        scheme=request.scheme or DEFAULT_SCHEME,
-        security=security,
-        connect_timeout_s=request.connect_timeout_s,
-        threads=request.threads,
-        encoder=request.encoder,
-        provider=request.provider,
-        image_pipeline=request.image_pipeline,
-        camera_transform=request.camera_transform,
-        action_transform=request.action_transform,
+        request.bundle, request.server, connect_timeout_s=request.connect_timeout_s, **request.options
     ) as policy:
         chunk = policy.act(Observation(0, (image,), instruction, captured_at), deadline_s=request.deadline_s)
-        return ActResult(chunk, policy.rungs[0].name, policy.model.statistics.key, request.encoder, policy.selection)
+        encoder = request.options.get("encoder", FP32)
+        return ActResult(chunk, policy.rungs[0].name, policy.model.statistics.key, encoder, policy.selection)
 
 
 def render_json(result: ActResult) -> str:

@@ -31,6 +31,7 @@ from splitvla_shared.errors import (
 )
 from splitvla_shared.messages import spec_from_message, tensor_to_message
 from splitvla_shared.nouns import FloatArray, Scheme
+from splitvla_shared.texts import one_line
 from splitvla_shared.transport import client_options, read_retry_after
 from splitvla_shared.wire import inference_pb2 as pb
 from splitvla_shared.wire import inference_pb2_grpc as rpc
@@ -65,7 +66,7 @@ class GrpcLink:
             except grpc.RpcError as error:
                 status = error.code().name
                 if status == "UNAVAILABLE":
-                    reason = _text(error.details()) or reason
+                    reason = one_line(error.details()) or reason
                 elif status != "DEADLINE_EXCEEDED":
                     raise self._failure(error, "describe") from error
             time.sleep(max(0.0, min(_RECONNECT_PAUSE_S, deadline - time.monotonic())))
@@ -158,7 +159,7 @@ class GrpcLink:
         return error_for_status("DEADLINE_EXCEEDED")(request.miss(deadline_s))
 
     def _failure(self, error: grpc.RpcError, what: str) -> LinkError:
-        status, details = error.code().name, _text(error.details())
+        status, details = error.code().name, one_line(error.details())
         kind = error_for_status(status)
         if status == "CANCELLED":  # the server never cancels: our own side closed the channel
             kind = Unreachable
@@ -322,15 +323,9 @@ def _read_description(message: pb.DescribeReply, address: str) -> ServerDescript
     return ServerDescription(
         spec=spec_from_message(message.spec),
         schemes=tuple(Scheme(value) for value in message.schemes if value in known),
-        precision=_text(message.precision),
-        version=_text(message.server_version),
+        precision=one_line(message.precision),
+        version=one_line(message.server_version),
         max_instruction_chars=message.max_instruction_chars,
         draining=message.draining,
         load=_read_load(message.load, address),
     )
-
-
-def _text(text: str | None) -> str:
-    """The peer's words as one bounded line of printable text, fit for a log."""
-    line = " ".join((text or "").split())[:300]
-    return "".join(char if char.isprintable() else "?" for char in line)

@@ -20,27 +20,15 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from splitvla_edge.channel import Channel, Contract, Exhausted, FrameSeen, Message
 from splitvla_edge.datagrams import ChannelClosed, ChannelError
 from splitvla_edge.fallback import Asked, Chunk, Hint, LocalChunk, Miss, Mode, Outcome, Ready, deadline_s
+from splitvla_edge.handshakes import Handshakes
 from splitvla_edge.local.settings import LocalSettings, RecordingSettings
+from splitvla_edge.outcomes import outcome_of
 from splitvla_edge.robots.base import Camera, Frame
 from splitvla_edge.robots.camera import CameraSettings
 from splitvla_edge.robots.replay import ReplaySettings
 from splitvla_edge.robots.simulator.world import SimulatorSettings
 from splitvla_shared.encoders import FP32
-from splitvla_shared.errors import (
-    ConfigError,
-    DeadlineMissed,
-    EarlyStop,
-    KeyFrameNeeded,
-    LinkError,
-    ObservationError,
-    Overloaded,
-    RequestRejected,
-    RobotError,
-    SpecMismatch,
-    SplitVLAError,
-    Superseded,
-    Unreachable,
-)
+from splitvla_shared.errors import ConfigError, LinkError, RobotError, SpecMismatch, SplitVLAError, Unreachable
 from splitvla_shared.nouns import ActionChunk, Observation
 
 if TYPE_CHECKING:  # it brings the codec along, and control imports this module for its settings
@@ -48,27 +36,11 @@ if TYPE_CHECKING:  # it brings the codec along, and control imports this module 
 
 _IDLE_S = 0.004  # between looks for a new frame
 _LISTEN_S = 0.02  # between reports of the camera's newest frame
-# A handshake that began before the link came back only costs time; every fourth has what a slow link needs.
-_HANDSHAKES_S = (0.3, 0.3, 0.3, 1.0)
-_REFUSED_PAUSE_S = (0.25, 2.0)  # first and last: a server of another model stays one for a while
 _UNREACHABLE_PAUSE_S = 0.1  # calls without a connection fail at once: they must not spin
 
 STANDBY_OFF: Final = "off"
 STANDBY_STARTED: Final = "started"
 STANDBY_LOADED: Final = "loaded"
-
-# The first class that an error belongs to says how its call ended; whatever else the policy raises is a fault.
-OUTCOMES: tuple[tuple[type[SplitVLAError], Outcome], ...] = (
-    (DeadlineMissed, Outcome.MISSED),
-    (Unreachable, Outcome.UNREACHABLE),
-    (Overloaded, Outcome.OVERLOADED),
-    (Superseded, Outcome.SUPERSEDED),
-    (KeyFrameNeeded, Outcome.SUPERSEDED),  # by the next frame, which is sent whole: nobody's fault
-    (RequestRejected, Outcome.REJECTED),
-    (ObservationError, Outcome.REJECTED),
-    (EarlyStop, Outcome.EARLY_STOP),
-    (SplitVLAError, Outcome.FAULT),
-)
 
 
 class Local(Protocol):
@@ -165,8 +137,7 @@ class Perception:
         self._local, self._server_needed = local, server_needed
         self._looking = threading.Lock()  # a camera is looked at by one thread at a time
         self._hint: Hint | None = None
-        self._agreed = self._ever_agreed = self._said_exhausted = False
-        self._handshakes, self._refused_pause_s = 0, _REFUSED_PAUSE_S[0]
+        self._handshakes, self._said_exhausted = Handshakes(), False
         self._sequence = 0
         self._called_at = self._not_before = -math.inf
         self._last_frame = self._last_reported = -1
@@ -191,7 +162,7 @@ class Perception:
 
         Raises SpecMismatch or ConfigError from the first handshake: a bundle or setting that no retry can mend.
         """
-        if not self._agreed:
+        if not self._handshakes.agreed:
             self._connect()
             return
         hint = self._hint
@@ -249,24 +220,13 @@ class Perception:
             self.closed.set()
 
     def _connect(self) -> None:
-        timeout_s = _HANDSHAKES_S[self._handshakes % len(_HANDSHAKES_S)]
-        self._handshakes += 1
-        try:
-            if self._server_needed:
-                self._policy.handshake(timeout_s)
-        except (SpecMismatch, ConfigError) as error:
-            if not self._ever_agreed:
-                raise
-            self._send(Contract(str(error)))
-            self._pause(self._refused_pause_s)
-            self._refused_pause_s = min(self._refused_pause_s * 2, _REFUSED_PAUSE_S[1])
-        except LinkError as error:
-            self._send(Miss(0, _outcome(error), str(error)))
-            self._pause(_UNREACHABLE_PAUSE_S)
-        else:
-            self._agreed = self._ever_agreed = True
-            self._handshakes, self._refused_pause_s = 0, _REFUSED_PAUSE_S[0]
+        reason = self._handshakes.seek(self._policy.handshake if self._server_needed else lambda timeout_s: None)
+        if reason is None:
             self._send(self._ready)
+            return
+        contract = isinstance(reason, SpecMismatch | ConfigError)
+        self._send(Contract(str(reason)) if contract else Miss(0, outcome_of(reason), str(reason)))
+        self._pause(self._handshakes.pause_s)
 
     def _new_frame(self) -> Frame | None:
         now = self._clock()
@@ -293,8 +253,8 @@ class Perception:
         try:
             chunk = self._policy.act(observation, deadline_s=budget_s, rung=self._policy.rungs[rung])
         except SplitVLAError as error:
-            self._send(Miss(sequence, _outcome(error), str(error)))
-            self._agreed = not isinstance(error, SpecMismatch)  # the server may have been restarted: ask it
+            self._send(Miss(sequence, outcome_of(error), str(error)))
+            self._handshakes.heed(error)
             if isinstance(error, LinkError):
                 self._not_before = self._clock() + error.retry_after_s
             if isinstance(error, Unreachable):
@@ -315,7 +275,3 @@ class Perception:
             )
         )
         self._policy.tell_answer()  # the action is on its way: who compares or records it has time now
-
-
-def _outcome(error: SplitVLAError) -> Outcome:
-    return next(outcome for kind, outcome in OUTCOMES if isinstance(error, kind))

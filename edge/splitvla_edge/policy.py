@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -53,6 +53,11 @@ from splitvla_shared.nouns import (
     StageTimes,
 )
 from splitvla_shared.rungs import Rung, plain_ladder
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from splitvla_edge.policy_options import PolicyOptions
 
 SOURCE = "cloud"
 # What carries a frame that the codec can't: close to exact, and half of bf16's bytes on a link that may be slow.
@@ -183,40 +188,13 @@ class EdgePolicy:
 
     @classmethod
     def connect(
-        cls,
-        bundle: Path | str,
-        server: str,
-        *,
-        unnorm_key: str | None = None,
-        robot: str = "robot",
-        scheme: Scheme | str = Scheme.BF16,
-        image_pipeline: str | None = None,
-        camera_transform: str = "none",
-        action_transform: str = "none",
-        security: Security | None = None,
-        connect_timeout_s: float = 5.0,
-        threads: int | None = None,
-        encoder: str = FP32,
-        provider: str = AUTO,
+        cls, bundle: Path | str, server: str, *, connect_timeout_s: float = 5.0, **options: Unpack[PolicyOptions]
     ) -> EdgePolicy:
         """`open`, then agree on the model with the server at HOST:PORT within `connect_timeout_s`.
 
         Raises what `open` raises, Unreachable, and SpecMismatch.
         """
-        policy = cls.open(
-            bundle,
-            server,
-            unnorm_key=unnorm_key,
-            robot=robot,
-            scheme=scheme,
-            image_pipeline=image_pipeline,
-            camera_transform=camera_transform,
-            action_transform=action_transform,
-            security=security,
-            threads=threads,
-            encoder=encoder,
-            provider=provider,
-        )
+        policy = cls.open(bundle, server, **options)
         with contextlib.ExitStack() as on_error:
             on_error.callback(policy.close)
             policy.handshake(connect_timeout_s)

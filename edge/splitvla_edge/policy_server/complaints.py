@@ -1,0 +1,100 @@
+"""What the operator reads: why a client got no action, seldom enough to be read, and that it is over."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TextIO
+
+from splitvla_shared.errors import (
+    DeadlineMissed,
+    EarlyStop,
+    LinkError,
+    Overloaded,
+    SpecMismatch,
+    SplitVLAError,
+    Unreachable,
+)
+from splitvla_shared.texts import one_line
+
+_AGAIN_S = 30.0
+# What to do about errors whose own text is for every owner of a policy; the first class that fits.
+_REMEDIES: tuple[tuple[type[SplitVLAError], str], ...] = (
+    (Unreachable, "start `splitvla-cloud serve` there, or check --server and the network; it is tried again by itself"),
+    (DeadlineMissed, "give --deadline-ms more, --scheme less, or look for what is slow with `splitvla-edge doctor`"),
+    (Overloaded, "ask less often, or serve fewer robots from there"),
+    (SpecMismatch, "serve the half of the same split there, and it goes on by itself"),
+    (EarlyStop, "the model may not know this scene; `splitvla-cloud serve --decode action-only` always ends an answer"),
+)
+
+
+def remedied(error: SplitVLAError) -> str:
+    """The error in one line, with what to do about it."""
+    remedy = next((text for kind, text in _REMEDIES if isinstance(error, kind)), None)
+    return one_line(str(error)) if remedy is None else f"{one_line(str(error))}; {remedy}"
+
+
+@dataclass(slots=True)
+class _Kind:
+    """told_at: when its last line was printed. untold: how often it came since."""
+
+    told_at: float
+    untold: int = 0
+
+
+class Story:
+    """Which errors are worth a line. Pure. Mutable state: each kind's last line, and whether actions are to come back.
+
+    A kind is told when it first comes, then every half minute with how often it came.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: dict[type[SplitVLAError], _Kind] = {}
+        self._lost = False
+
+    def failed(self, now: float, what: str, error: SplitVLAError) -> str | None:
+        """what: that got no action, for people."""
+        kind = self._kinds.get(type(error))
+        if kind is not None and now - kind.told_at < _AGAIN_S:
+            kind.untold += 1
+            return None
+        self._lost = self._lost or isinstance(error, LinkError)
+        self._kinds[type(error)] = _Kind(now)
+        more = f" (and {kind.untold} times since the last such line)" if kind is not None and kind.untold else ""
+        return f"no action for {what}: {remedied(error)}{more}"
+
+    def answered(self) -> str | None:
+        """An action was given, or a server found: after an error of the link that is news."""
+        if not self._lost:
+            return None
+        self._lost = False
+        # The next outage is told when it comes, however soon; a client's own mistakes are not over with it.
+        lost = sum(kind.untold for error, kind in self._kinds.items() if issubclass(error, LinkError))
+        self._kinds = {error: kind for error, kind in self._kinds.items() if not issubclass(error, LinkError)}
+        return f"answers come again{f', after {lost} more errors' if lost else ''}"
+
+
+class Complaints:
+    """The story on a stream. Thread-safe: the policy's thread and the port's tell it."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._story, self._stream, self._clock = Story(), stream, clock
+        self._lock = threading.Lock()
+
+    def failed(self, what: str, error: SplitVLAError) -> None:
+        with self._lock:
+            self._say(self._story.failed(self._clock(), what, error))
+
+    def answered(self) -> None:
+        with self._lock:
+            self._say(self._story.answered())
+
+    def say(self, line: str) -> None:
+        with self._lock:
+            self._say(line)
+
+    def _say(self, line: str | None) -> None:
+        if line is not None:
+            print(f"splitvla-edge: {line}", file=self._stream, flush=True)
