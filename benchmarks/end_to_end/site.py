@@ -16,7 +16,7 @@ from splitvla_edge.model import EdgeModel, read_edge_model, read_ladder
 from splitvla_edge.policy import EdgePolicy
 from splitvla_edge.probe import probed
 from splitvla_edge.security import Security
-from splitvla_shared.bundle import open_bundle
+from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.errors import Unreachable
 from splitvla_shared.nouns import Image, Scheme
 
@@ -115,12 +115,13 @@ def _ready(process: ModuleProcess) -> str:
 def open_ways(site: Site, via: Callable[[str], str] = lambda address: address) -> Iterator[list[Way]]:
     """Every way of this site, the reference's first. via: the address to use for a server's, a link's near end."""
     with contextlib.ExitStack() as stack:
-        model = read_edge_model(open_bundle(site.edge_bundle, "edge"), site.unnorm_key)
+        bundle = open_bundle(site.edge_bundle, "edge")
+        model = read_edge_model(bundle, site.unnorm_key)
         ways: list[Way] = []
         for way in (*_local_ways(site), *_picture_ways(site, model, via)):
             stack.callback(way.close)
             ways.append(way)
-        yield [*ways, *_split_ways(site, model, via(site.server), stack)]
+        yield [*ways, *_split_ways(site, bundle, model, via(site.server), stack)]
 
 
 class LocalWay:
@@ -135,9 +136,10 @@ class LocalWay:
         pass
 
 
-def _split_ways(site: Site, model: EdgeModel, server: str, stack: contextlib.ExitStack) -> Iterator[Way]:
+def _split_ways(
+    site: Site, bundle: Bundle, model: EdgeModel, server: str, stack: contextlib.ExitStack
+) -> Iterator[Way]:
     """A policy for each rung, on one encoder: none may have for a draft what another was answered to the same frame."""
-    bundle = open_bundle(site.edge_bundle, "edge")
     tables, rungs = read_ladder(bundle, Scheme.F32)
     onnx = OnnxEncoder(bundle, site.threads, variant=site.encoder, provider=site.provider, tables=tables)
     encoder = probed(onnx, bundle, site.encoder)

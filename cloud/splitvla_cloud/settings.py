@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import grpc
 
-from splitvla_shared.addresses import is_loopback, split_address
+from splitvla_shared.addresses import bound_socket, is_loopback, split_address
 from splitvla_shared.bundle import Bundle
 from splitvla_shared.errors import ConfigError
 
@@ -84,12 +83,7 @@ def port_is_taken(host: str, port: int) -> bool:
     Raises ConfigError when the address can't be bound at all.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        bound_socket(host, port).close()
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             return True

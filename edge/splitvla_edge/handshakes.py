@@ -9,7 +9,7 @@ from splitvla_shared.errors import ConfigError, LinkError, SpecMismatch, SplitVL
 # A handshake that began before the link came back only costs time; every fourth has what a slow link needs.
 _PATIENCE_S = (0.3, 0.3, 0.3, 1.0)
 _REFUSED_PAUSE_S = (0.25, 2.0)  # first and last: a server of another model stays one for a while
-_UNREACHABLE_PAUSE_S = 0.1  # attempts without a connection fail at once: they must not spin
+UNREACHABLE_PAUSE_S = 0.1  # attempts and calls without a connection fail at once: they must not spin
 
 
 class Handshakes:
@@ -38,7 +38,7 @@ class Handshakes:
             self._refused_pause_s = min(self._refused_pause_s * 2, _REFUSED_PAUSE_S[1])
             return error
         except LinkError as error:
-            self.pause_s = _UNREACHABLE_PAUSE_S
+            self.pause_s = UNREACHABLE_PAUSE_S
             return error
         self.agreed = self._ever = True
         self._attempts, self._refused_pause_s = 0, _REFUSED_PAUSE_S[0]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from splitvla_edge.channel import Channel, Contract, Exhausted, FrameSeen, Message
 from splitvla_edge.datagrams import ChannelClosed, ChannelError
 from splitvla_edge.fallback import Asked, Chunk, Hint, LocalChunk, Miss, Mode, Outcome, Ready, deadline_s
-from splitvla_edge.handshakes import Handshakes
+from splitvla_edge.handshakes import UNREACHABLE_PAUSE_S, Handshakes
 from splitvla_edge.local.settings import LocalSettings, RecordingSettings
 from splitvla_edge.outcomes import outcome_of
 from splitvla_edge.robots.base import Camera, Frame
@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # it brings the codec along, and control imports this module 
 
 _IDLE_S = 0.004  # between looks for a new frame
 _LISTEN_S = 0.02  # between reports of the camera's newest frame
-_UNREACHABLE_PAUSE_S = 0.1  # calls without a connection fail at once: they must not spin
 
 STANDBY_OFF: Final = "off"
 STANDBY_STARTED: Final = "started"
@@ -234,7 +233,7 @@ class Perception:
             frame = self._look(now)
         except RobotError as error:
             self._send(Miss(0, Outcome.FAULT, str(error)))
-            self._pause(_UNREACHABLE_PAUSE_S)
+            self._pause(UNREACHABLE_PAUSE_S)
             return None
         if frame is not None and frame.index > self._last_frame:
             return frame
@@ -258,7 +257,7 @@ class Perception:
             if isinstance(error, LinkError):
                 self._not_before = self._clock() + error.retry_after_s
             if isinstance(error, Unreachable):
-                self._pause(_UNREACHABLE_PAUSE_S)
+                self._pause(UNREACHABLE_PAUSE_S)
             return
         self._send(
             Chunk(

@@ -1,8 +1,9 @@
-"""Addresses to listen on: HOST:PORT as text, and whether only this machine can reach it."""
+"""Addresses to listen on: HOST:PORT as text, whether only this machine can reach it, and a socket bound to it."""
 
 from __future__ import annotations
 
 import ipaddress
+import socket
 
 from splitvla_shared.errors import ConfigError
 
@@ -19,6 +20,21 @@ def split_address(listen: str) -> tuple[str, int]:
 def join_address(host: str, port: int) -> str:
     """The opposite of `split_address`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A TCP socket that is bound and does not listen yet. Raises OSError."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound
 
 
 def is_loopback(host: str) -> bool:

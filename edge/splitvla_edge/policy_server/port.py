@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from splitvla_edge.policy_server.app import MAX_CONNECTIONS
 from splitvla_edge.policy_server.request import MAX_MESSAGE_BYTES
-from splitvla_shared.addresses import split_address
+from splitvla_shared.addresses import bound_socket, split_address
 from splitvla_shared.errors import ConfigError
 
 _STOP_GRACE_S = 1  # for replies that are being written
@@ -22,21 +22,10 @@ def bind(listen: str) -> socket.socket:
 
     Raises ConfigError.
     """
-    host, port = split_address(listen)
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
+        return bound_socket(*split_address(listen))
     except OSError as error:
         raise ConfigError(f"can't listen on {listen}: {error.strerror or error}; give --listen another port") from error
-    return listener
 
 
 class Port(uvicorn.Server):
