@@ -18,7 +18,6 @@ from splitvla_edge.__main__ import main
 from splitvla_edge.doctor import diagnose, print_table, render_json, well
 from splitvla_edge.doctor_checks import CHECKS, CheckResult, DoctorSettings, Patient, Verdict
 from splitvla_edge.robots.base import Frame
-from splitvla_edge.robots.camera import CameraSettings
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.errors import ConfigError, RobotError
 from splitvla_shared.wire import inference_pb2 as pb
@@ -201,7 +200,7 @@ def _examine_camera(settings: DoctorSettings, picture: Any) -> CheckResult:
     clock = FakeClock()
     cameras: list[FakeCamera] = []
 
-    def open_camera(_: CameraSettings) -> FakeCamera:
+    def open_camera(_: DoctorSettings) -> FakeCamera:
         cameras.append(FakeCamera(clock, picture))
         return cameras[0]
 

@@ -101,7 +101,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", help="the edge half that `split` made")
     parser.add_argument("--server", metavar="HOST:PORT", help="or several, with commas between: the first is preferred")
     parser.add_argument("--hedge-ms", type=float, metavar="MS", help="ask a second server after this long (never)")
-    parser.add_argument("--robot", metavar="NAME", help="replay, camera or metaworld:TASK")
+    parser.add_argument(
+        "--robot", metavar="NAME", help="replay, camera, metaworld:TASK, or MODULE:NAME for your own: docs/robots.md"
+    )
     parser.add_argument(
         "--mode", metavar="NAME", help="normal; shadow: decide and log only; forced-local: no server (normal)"
     )
@@ -130,6 +132,8 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, required=True, help="the edge half that `split` made")
     parser.add_argument("--server", required=True, metavar="HOST:PORT")
     parser.add_argument("--device", help="of the camera: /dev/video0, an index, or a stream address (no camera)")
+    parser.add_argument("--robot", metavar="NAME", help="as `run` is told; it is read and not moved (no robot)")
+    parser.add_argument("--control-hz", type=float, default=5.0, metavar="HZ", help="ticks a second of the robot (5)")
     add_policy_options(parser)
     parser.add_argument("--budget-s", type=float, default=1.0, metavar="S", help="what an action may take (1)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
@@ -227,6 +231,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
         bundle=arguments.bundle,
         server=arguments.server,
         device=arguments.device,
+        robot=arguments.robot,
+        control_hz=arguments.control_hz,
         scheme=arguments.scheme or "bf16",
         unnorm_key=arguments.unnorm_key,
         encoder=arguments.encoder or "fp32",

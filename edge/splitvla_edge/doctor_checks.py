@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import json
+import tempfile
 import time
 import zlib
 from collections.abc import Callable
@@ -18,14 +19,16 @@ from typing import TypeVar
 
 import numpy as np
 
+from splitvla_edge.daemon import RunSettings
 from splitvla_edge.encoder import OnnxEncoder, encoders_of
 from splitvla_edge.link import GrpcLink
 from splitvla_edge.model import STATISTICS_FILE, check_accepted, check_same_model, read_edge_model, read_ladder
 from splitvla_edge.policy import EdgePolicy
 from splitvla_edge.probe import INSTRUCTIONS, check_encoder, check_sees
 from splitvla_edge.providers import AUTO
-from splitvla_edge.robots.base import Camera
-from splitvla_edge.robots.camera import CameraSettings, V4l2Camera
+from splitvla_edge.robots import find_world, open_camera, open_robot
+from splitvla_edge.robots.base import Camera, OpenedRobot
+from splitvla_edge.robots.camera import CameraSettings
 from splitvla_edge.security import Security
 from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.codec.tables import CodecTables
@@ -36,7 +39,8 @@ from splitvla_shared.rungs import Rung
 
 T = TypeVar("T")
 _CAMERA_FIRST_S, _CAMERA_WATCH_S, _CAMERA_LOOK_S = 5.0, 2.0, 0.002
-_ENCODE_RUNS, _DESCRIBE_RUNS, _ACT_RUNS = 5, 20, 3
+_ENCODE_RUNS, _DESCRIBE_RUNS, _ACT_RUNS, _STATE_READS = 5, 20, 3, 20
+_TICK_SHARE = 0.5  # of a control period, that reading the robot may take at most
 _CONNECT_S, _ACT_DEADLINE_S = 5.0, 60.0  # generous: a slow answer is to be measured, not to be cut off
 
 
@@ -68,11 +72,17 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class DoctorSettings:
-    """What is examined. device: of the camera, None = no camera. budget_s: what an action may take on this robot."""
+    """What is examined.
+
+    device: of the camera, None = no camera, or the robot's own. robot: as `run` is told, None = none.
+    budget_s: what an action may take on this robot. control_hz: how often it will be read and commanded.
+    """
 
     bundle: Path
     server: str
     device: str | None = None
+    robot: str | None = None
+    control_hz: float = 5.0
     scheme: str = "bf16"
     unnorm_key: str | None = None
     encoder: str = FP32
@@ -81,13 +91,24 @@ class DoctorSettings:
     budget_s: float = 1.0
     security: Security | None = None
 
+    def run(self) -> RunSettings:
+        """What `run` would open this robot and its camera with. Raises ConfigError."""
+        camera = CameraSettings() if self.device is None else CameraSettings(self.device)
+        return RunSettings(robot=self.robot or "camera", camera=camera, control_hz=self.control_hz)
+
+
+def _open_robot(settings: DoctorSettings, folder: Path) -> OpenedRobot:
+    run = settings.run()
+    return open_robot(run, run.dt_s, folder)
+
 
 @dataclass(slots=True)
 class Patient:
     """The parts under examination. Owned by one `doctor` run; the checks fill it in their order."""
 
     settings: DoctorSettings
-    open_camera: Callable[[CameraSettings], Camera] = V4l2Camera
+    open_camera: Callable[[DoctorSettings], Camera] = lambda settings: open_camera(settings.run())
+    open_robot: Callable[[DoctorSettings, Path], OpenedRobot] = _open_robot
     clock: Callable[[], float] = time.monotonic
     pause: Callable[[float], None] = time.sleep
     bundle: Bundle | None = None
@@ -104,9 +125,12 @@ class Skip(Exception):  # noqa: N818 - an outcome, not an error
 
 def check_camera(patient: Patient) -> Finding:
     """Frames a second over two seconds, and whether the picture ever changes: a live sensor's noise always does."""
-    if patient.settings.device is None:
-        raise Skip("no --device was given")
-    camera = patient.open_camera(CameraSettings(patient.settings.device))
+    robot = patient.settings.robot
+    if patient.settings.device is None and robot is None:
+        raise Skip("neither --device nor --robot was given")
+    if robot is not None and find_world(robot) is not None:
+        raise Skip("a simulated robot draws its own pictures, during a run")
+    camera = patient.open_camera(patient.settings)
     try:
         frames, pictures, shape = _watch(patient, camera)
     finally:
@@ -115,6 +139,25 @@ def check_camera(patient: Patient) -> Finding:
     found = f"{shape[1]}x{shape[0]} at {rate:.1f} frames/s, {pictures} different pictures in {len(frames)} frames"
     frozen = pictures < 2
     return Finding(not frozen, f"frozen: {found}" if frozen else found, (("camera_fps", rate),))
+
+
+def check_robot(patient: Patient) -> Finding:
+    """Connects and reads its state, as every tick does, twenty times. Nothing is commanded."""
+    settings = patient.settings
+    if settings.robot is None:
+        raise Skip("no --robot was given")
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="splitvla-doctor-"))
+        robot = patient.open_robot(settings, Path(folder))
+        stack.callback(robot.close)
+        times_ms = _timed_ms(patient, _STATE_READS, robot.read_state)
+        state, space = robot.read_state(), robot.action_space
+    slowest, period_ms = max(times_ms), 1e3 / settings.control_hz
+    wrong = "e-stop pressed; " if state.estop else "not ready; " if not state.ready else ""
+    found = f"{wrong}{space.kind.value} of {space.dims} numbers; state read in {np.median(times_ms):.1f} ms, "
+    found += f"at most {slowest:.1f}; a tick has {period_ms:.0f}"
+    good = not wrong and slowest < period_ms * _TICK_SHARE
+    return Finding(good, found, (("robot_read_ms", float(np.median(times_ms))), ("robot_read_max_ms", slowest)))
 
 
 def check_bundle(patient: Patient) -> Finding:
@@ -221,6 +264,7 @@ class Check:
 
 CHECKS: tuple[Check, ...] = (
     Check("camera", check_camera, "check cable and power, that no other program holds it, and --device"),
+    Check("robot", check_robot, "check power, network and e-stop of the robot, and its adapter; see docs/robots.md"),
     Check("bundle", check_bundle, "copy the edge/ folder again, or split again; for a payload, see --scheme"),
     Check("encoder", check_provider, "use --provider cpu --encoder fp32; if that fails too, copy the bundle again"),
     Check(
@@ -297,7 +341,5 @@ def _watch(patient: Patient, camera: Camera) -> tuple[dict[int, float], int, tup
             shape = frame.image.shape
         patient.pause(_CAMERA_LOOK_S)
     if not frames:
-        raise RobotError(
-            f"camera {patient.settings.device} gave no frame in {_CAMERA_FIRST_S:.0f} s; is it plugged in?"
-        )
+        raise RobotError(f"the camera gave no frame in {_CAMERA_FIRST_S:.0f} s; is it plugged in?")
     return frames, len(pictures), shape
