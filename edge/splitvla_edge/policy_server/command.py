@@ -17,11 +17,12 @@ from splitvla_shared.addresses import join_address, split_address
 from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import ConfigError
 
+_LAST_WORDS_S = 1.0  # for clients to be told that there is no action; the encoder can't be interrupted
 _NEEDED = ("msgpack", "starlette", "uvicorn", "websockets")
 
 
 def serve_policy(settings: PolicyServerSettings, out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
-    """Serve until SIGTERM or SIGINT; a second one waits for no answers. Returns the exit code.
+    """Serve until SIGTERM or SIGINT; a second one ends the call under way. Returns the exit code.
 
     Raises ConfigError, BundleError or ObservationError when it can't start, SpecMismatch when the first server that
     answers holds another model.
@@ -74,7 +75,11 @@ async def _serve(
     try:
         await _first(serving, ended, asyncio.ensure_future(leave.wait()))
         if leave.is_set():
-            await _first(asyncio.ensure_future(desk.close()), asyncio.ensure_future(hurry.wait()))
+            closing = asyncio.ensure_future(desk.close())
+            await _first(closing, asyncio.ensure_future(hurry.wait()))
+            if hurry.is_set():
+                worker.hurry()
+                await asyncio.wait((closing,), timeout=_LAST_WORDS_S)
         port.should_exit = True
         await serving
     except OSError as error:
