@@ -29,6 +29,7 @@ from splitvla_shared.errors import ObservationError, Overloaded, SplitVLAError, 
 REASON_HEADER = "X-SplitVLA-Reason"
 _JSON = "application/json"
 POLICY_VIOLATION, _TOO_BIG = 1008, 1009  # how we end a websocket (RFC 6455, 7.4.1)
+TOO_MANY_FRAGMENTS = "the message came in too many fragments; send it in one, or in fragments of 4 kB and more"
 # Connections that are open at once, of each protocol. Each may hold three messages of the largest size: one that comes,
 # one that waits and one under way.
 MAX_CONNECTIONS = 16
@@ -51,6 +52,18 @@ def build_app(desk: Desk, settings: OpenpiSettings) -> ASGIApp:
         WebSocketRoute("/{path:path}", stream.serve),
     ]
     return OriginGuard(Starlette(routes=routes), desk)
+
+
+def build_crowded_app(desk: Desk) -> ASGIApp:
+    """What answers HTTP while too many connections are open."""
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        error = Overloaded("too many connections are open already; close those that are not used")
+        desk.refuse("an HTTP client", error)
+        headers = _reason(error) | {"Connection": "close"}
+        await Response(openvla.ERROR, 503, media_type=_JSON, headers=headers)(scope, receive, send)
+
+    return refuse
 
 
 class OriginGuard:
@@ -153,6 +166,8 @@ class _OpenpiRoute:
                 if message["type"] == "websocket.disconnect":
                     if message.get("code") == _TOO_BIG:
                         self._desk.refuse("websocket", _too_large("too many"))
+                    elif message.get("reason") == TOO_MANY_FRAGMENTS:
+                        self._desk.refuse("websocket", ObservationError(TOO_MANY_FRAGMENTS))
                     return
                 turns.add(self._desk.arrive("websocket"), message)
             self._desk.refuse("websocket", Overloaded(f"{MAX_TURNS} messages came without answers; wait for each"))

@@ -46,7 +46,7 @@ def serve_policy(settings: PolicyServerSettings, out: TextIO = sys.stdout, err: 
 async def _serve(
     settings: PolicyServerSettings, policy: EdgePolicy, listener: socket.socket, complaints: Complaints, out: TextIO
 ) -> int:
-    from splitvla_edge.policy_server.app import OpenpiSettings, build_app
+    from splitvla_edge.policy_server.app import OpenpiSettings, build_app, build_crowded_app
     from splitvla_edge.policy_server.desk import Desk
     from splitvla_edge.policy_server.port import Port
     from splitvla_edge.policy_server.worker import PolicyWorker
@@ -65,6 +65,7 @@ async def _serve(
     }
     port = Port(
         build_app(desk, OpenpiSettings(settings.cameras, metadata)),
+        build_crowded_app(desk),
         lambda: print(f"ready on {address}: POST http://{address}/act, ws://{address}", file=out, flush=True),
     )
     leave, hurry = asyncio.Event(), asyncio.Event()
