@@ -1,4 +1,4 @@
-"""The port: OpenVLA's `POST /act`, openpi's websocket on every path, and `GET /healthz`.
+"""The routes: OpenVLA's `POST /act`, openpi's websocket on every path, and `GET /healthz`.
 
 Rules of this file: what a browser sends (an Origin header) is refused before it is read; bodies and messages are
 bounded; an error is told in the client's protocol, and an HTTP client may read the reason in a header.
