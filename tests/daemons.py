@@ -16,7 +16,8 @@ PATIENCE_S = 30.0
 class Daemon:
     """The process, its step log as it grows, and its children."""
 
-    def __init__(self, bundle: Path, server: str, run_dir: Path, *options: str) -> None:
+    def __init__(self, bundle: Path, server: str, run_dir: Path, *options: str, folder: Path | None = None) -> None:
+        """folder: where it is started."""
         self.run_dir = run_dir
         self.records: list[StepRecord] = []
         self._tail = StepTail(self.run_dir / STEPS_FILE)
@@ -24,7 +25,9 @@ class Daemon:
         command += ["--run-dir", str(run_dir), "--unnorm-key", "widowx_tiny"]
         # A shared machine may stall for longer than three ticks of 50 ms; what that does is test_control's matter.
         command += ["--threads", "1", "--set", "fallback.hold_to_stop_s=60", "--set", "fallback.overrun_ticks=60"]
-        self.process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder
+        )
 
     def __enter__(self) -> Daemon:
         return self

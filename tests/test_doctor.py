@@ -15,10 +15,11 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from splitvla_edge.__main__ import main
+from splitvla_edge.daemon import RunSettings
 from splitvla_edge.doctor import diagnose, print_table, render_json, well
 from splitvla_edge.doctor_checks import CHECKS, CheckResult, DoctorSettings, Patient, Verdict
+from splitvla_edge.fallback import FallbackSettings
 from splitvla_edge.robots.base import Frame
-from splitvla_edge.robots.camera import CameraSettings
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.errors import ConfigError, RobotError
 from splitvla_shared.wire import inference_pb2 as pb
@@ -67,7 +68,11 @@ def address(server: Server) -> Iterator[str]:
 
 @pytest.fixture
 def settings(tiny_bundles: Path, address: str) -> DoctorSettings:
-    return DoctorSettings(tiny_bundles / "edge", address, budget_s=30.0, threads=1)
+    return DoctorSettings(RunSettings(tiny_bundles / "edge", address, threads=1), budget_s=30.0)
+
+
+def _with(settings: DoctorSettings, **run: Any) -> DoctorSettings:
+    return dataclasses.replace(settings, run=dataclasses.replace(settings.run, **run))
 
 
 def _by_name(results: tuple[CheckResult, ...]) -> dict[str, CheckResult]:
@@ -81,7 +86,7 @@ def _verdicts(results: tuple[CheckResult, ...]) -> list[Verdict]:
 
 def test_a_healthy_robot_passes_and_every_number_is_there(settings: DoctorSettings) -> None:
     results = diagnose(Patient(settings))
-    assert _verdicts(results) == [SKIP] + [PASS] * 8, results
+    assert _verdicts(results) == [SKIP] * 2 + [PASS] * 8, results
     assert well(results)
     values = {name for result in results for name, _ in result.values}
     assert values == {"probe_difference", "encode_ms", "rtt_p50_ms", "rtt_p99_ms", "action_ms", "link_mbit_s"}
@@ -93,9 +98,9 @@ def test_a_healthy_robot_passes_and_every_number_is_there(settings: DoctorSettin
 
 
 def test_a_server_that_is_down_fails_once_and_skips_the_rest(settings: DoctorSettings, free_port: int) -> None:
-    down = dataclasses.replace(settings, server=f"127.0.0.1:{free_port}")
+    down = _with(settings, server=f"127.0.0.1:{free_port}")
     results = diagnose(Patient(down))
-    assert _verdicts(results) == [SKIP, PASS, PASS, PASS, FAIL, SKIP, SKIP, SKIP, SKIP]
+    assert _verdicts(results) == [SKIP, SKIP, PASS, PASS, PASS, FAIL, SKIP, SKIP, SKIP, SKIP]
     found = _by_name(results)
     assert "no server at" in found["server"].found
     assert "splitvla-cloud serve" in found["server"].remedy
@@ -119,7 +124,9 @@ def test_a_blind_model_fails_by_that_name(settings: DoctorSettings, server: Serv
 
 
 def test_another_model_on_the_server_fails_by_the_field(settings: DoctorSettings, server: Server) -> None:
-    spec = dataclasses.replace(open_bundle(settings.bundle, "edge").spec, language_sha256="other").sealed()
+    spec = dataclasses.replace(
+        open_bundle(settings.run.perception().bundle, "edge").spec, language_sha256="other"
+    ).sealed()
     server.servicer.described = description(spec)
     results = diagnose(Patient(settings))
     found = _by_name(results)
@@ -149,14 +156,42 @@ def test_what_takes_longer_than_an_action_may_fails(settings: DoctorSettings) ->
 
 
 def test_a_damaged_bundle_fails_and_the_link_is_examined_all_the_same(settings: DoctorSettings, tmp_path: Path) -> None:
-    results = diagnose(Patient(dataclasses.replace(settings, bundle=tmp_path)))
-    assert _verdicts(results) == [SKIP, FAIL, SKIP, SKIP, PASS, SKIP, PASS, SKIP, SKIP]
+    results = diagnose(Patient(_with(settings, bundle=tmp_path)))
+    assert _verdicts(results) == [SKIP, SKIP, FAIL, SKIP, SKIP, PASS, SKIP, PASS, SKIP, SKIP]
 
 
 def test_a_provider_that_is_not_there_fails_with_the_reason(settings: DoctorSettings) -> None:
-    found = _by_name(diagnose(Patient(dataclasses.replace(settings, encoder="int8"))))["encoder"]
+    found = _by_name(diagnose(Patient(_with(settings, encoder="int8"))))["encoder"]
     assert found.verdict is FAIL
     assert "has no encoder 'int8'" in found.found
+
+
+def test_names_of_images_and_actions_are_examined_as_a_run_would_use_them(settings: DoctorSettings) -> None:
+    for given in ({"image_pipeline": "evil"}, {"camera_transform": "rotate9"}, {"action_transform": "livero"}):
+        found = _by_name(diagnose(Patient(_with(settings, **given))))["action"]
+        assert found.verdict is FAIL, given
+        assert repr(next(iter(given.values()))) in found.found
+
+
+def test_a_model_that_answers_nothing_is_not_called_blind(settings: DoctorSettings, server: Server) -> None:
+    server.servicer.infer = lambda request, context: context.abort(grpc.StatusCode.UNAVAILABLE, "loading")
+    found = _by_name(diagnose(Patient(settings)))
+    assert (found["action"].verdict, found["sight"].verdict, found["sight"].found) == (FAIL, SKIP, "needs an action")
+
+
+def test_an_action_may_take_what_the_run_allows_it(settings: DoctorSettings) -> None:
+    """300 ms for single actions by default: a slower model would pass here and never move there."""
+    patient = Patient(dataclasses.replace(settings, budget_s=None))
+    assert patient.budget_ms == 300.0
+    longer = FallbackSettings(max_age_ms=900.0, deadline_max_ms=900.0)
+    assert Patient(dataclasses.replace(_with(settings, fallback=longer), budget_s=None)).budget_ms == 900.0
+
+
+def test_a_spare_server_that_is_down_is_found_before_it_is_needed(settings: DoctorSettings, free_port: int) -> None:
+    spare = f"127.0.0.1:{free_port}"
+    found = _by_name(diagnose(Patient(_with(settings, server=f"{settings.run.server},{spare}"))))
+    assert (found["server"].verdict, found["action"].verdict) == (FAIL, PASS)
+    assert f"no server at {spare}" in found["server"].found
 
 
 # --- camera -----------------------------------------------------------------------------------------------------------
@@ -201,11 +236,11 @@ def _examine_camera(settings: DoctorSettings, picture: Any) -> CheckResult:
     clock = FakeClock()
     cameras: list[FakeCamera] = []
 
-    def open_camera(_: CameraSettings) -> FakeCamera:
+    def open_camera(_: RunSettings) -> FakeCamera:
         cameras.append(FakeCamera(clock, picture))
         return cameras[0]
 
-    patient = Patient(dataclasses.replace(settings, device="0"), open_camera, clock=clock, pause=clock.pause)
+    patient = Patient(_with(settings, robot="camera"), open_camera, clock=clock, pause=clock.pause)
     from splitvla_edge.doctor_checks import examine
 
     result = examine(patient, CHECKS[NAMES.index("camera")])
@@ -267,12 +302,21 @@ def test_json_is_one_object(settings: DoctorSettings) -> None:
 def test_the_command_ends_with_zero_only_when_nothing_failed(
     settings: DoctorSettings, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["doctor", "--bundle", str(settings.bundle), "--server", settings.server, "--budget-s", "30", "--json"]
+    command = [
+        "doctor",
+        "--bundle",
+        str(settings.run.bundle),
+        "--server",
+        settings.run.server,
+        "--budget-s",
+        "30",
+        "--json",
+    ]
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["ok"] is True
     server.blind = True
     assert main(command) == 1
     assert json.loads(capsys.readouterr().out)["ok"] is False
     assert main([*command, "--scheme", "jpeg"]) == 1
-    assert "'jpeg'" in json.loads(capsys.readouterr().out)["checks"][1]["found"]
+    assert "'jpeg'" in json.loads(capsys.readouterr().out)["checks"][2]["found"]
     assert main([*command, "--budget-s", "nan"]) == ConfigError.exit_code

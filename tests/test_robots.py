@@ -19,7 +19,7 @@ from splitvla_edge.daemon import RunSettings
 from splitvla_edge.fallback import Command, State
 from splitvla_edge.robots import ROBOTS, find_world, open_camera, open_robot
 from splitvla_edge.robots.base import ActionSpace, Kind
-from splitvla_edge.robots.camera import CameraSettings, V4l2Camera
+from splitvla_edge.robots.camera import CameraSettings, LiveCamera
 from splitvla_edge.robots.replay import CommandRecorder, ReplayCamera, ReplaySettings
 from splitvla_shared.errors import ConfigError, RobotError
 
@@ -145,7 +145,7 @@ def test_a_camera_keeps_the_newest_frame_and_is_opened_again_after_it_was_unplug
             assert reopen.wait(5.0)
         return captures.pop(0) if captures else None
 
-    camera = V4l2Camera(CameraSettings(), open_capture=open_capture)
+    camera = LiveCamera(CameraSettings(), open_capture=open_capture)
     try:
         assert opened.acquire(timeout=5.0)
         assert opened.acquire(timeout=5.0), "opened again"
@@ -176,7 +176,7 @@ def test_a_camera_s_image_is_rgb() -> None:
         grabbed.set()
         return None
 
-    camera = V4l2Camera(CameraSettings(), 7, open_capture=open_capture)
+    camera = LiveCamera(CameraSettings(), 7, open_capture=open_capture)
     assert grabbed.wait(5.0)
     camera.close()
     assert capture.released
@@ -224,7 +224,7 @@ def test_a_frame_that_shows_nothing_is_never_the_newest_and_soon_a_fault(
     pictures: list[npt.NDArray[np.uint8]], newest: int | None, fault: str
 ) -> None:
     device = Pictures(pictures)
-    camera = V4l2Camera(CameraSettings(), open_capture=lambda _: device, clock=lambda: device.now)
+    camera = LiveCamera(CameraSettings(), open_capture=lambda _: device, clock=lambda: device.now)
     try:
         assert device.all_read.wait(5.0)
         kept = camera.newest(0.0)

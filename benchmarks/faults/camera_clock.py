@@ -13,9 +13,9 @@ from pathlib import Path
 _MODULE = """
 import mmap, os, struct, sys, time
 if "perceive" in sys.orig_argv:
-    from splitvla_edge.robots.camera import V4l2Camera
+    from splitvla_edge.robots.camera import LiveCamera
     step = mmap.mmap(os.open(os.environ["CAMERA_CLOCK"], os.O_RDONLY), 8, prot=mmap.PROT_READ)
-    V4l2Camera.__init__.__kwdefaults__["clock"] = lambda: time.monotonic() + struct.unpack("=d", step[:8])[0]
+    LiveCamera.__init__.__kwdefaults__["clock"] = lambda: time.monotonic() + struct.unpack("=d", step[:8])[0]
 """
 
 

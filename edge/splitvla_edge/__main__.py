@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from splitvla_edge.policy_options import add_policy_options, read_policy_options
 from splitvla_edge.policy_server.options import add_options as add_policy_server_options
@@ -16,6 +17,9 @@ from splitvla_shared import __version__
 from splitvla_shared.command_line import run_command
 from splitvla_shared.config import describe_config, load_config
 from splitvla_shared.errors import ConfigError
+
+if TYPE_CHECKING:
+    from splitvla_edge.daemon import RunSettings
 
 # Options of `run` and the setting that each of them is.
 _RUN_OPTIONS = {
@@ -101,7 +105,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", help="the edge half that `split` made")
     parser.add_argument("--server", metavar="HOST:PORT", help="or several, with commas between: the first is preferred")
     parser.add_argument("--hedge-ms", type=float, metavar="MS", help="ask a second server after this long (never)")
-    parser.add_argument("--robot", metavar="NAME", help="replay, camera or metaworld:TASK")
+    parser.add_argument(
+        "--robot", metavar="NAME", help="replay, camera, metaworld:TASK, or MODULE:NAME for your own: docs/robots.md"
+    )
     parser.add_argument(
         "--mode", metavar="NAME", help="normal; shadow: decide and log only; forced-local: no server (normal)"
     )
@@ -121,19 +127,27 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=int, metavar="N", help="simulated robot: end after so many (1)")
     parser.add_argument("--seed", type=int, metavar="N", help="simulated robot: of the first episode (0)")
     parser.add_argument("--view", action="store_true", help="show the run live in this terminal")
-    parser.add_argument("--config", type=Path, metavar="TOML", help="settings file; options given here win over it")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; may be repeated")
+    _add_config(parser)
     parser.set_defaults(command=_run)
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", type=Path, required=True, help="the edge half that `split` made")
-    parser.add_argument("--server", required=True, metavar="HOST:PORT")
+    parser.description = "Examine what `run` would use with these settings. Nothing is commanded, nothing moves."
+    parser.add_argument("--bundle", help="the edge half that `split` made")
+    parser.add_argument("--server", metavar="HOST:PORT", help="or several, with commas between: the first is examined")
+    parser.add_argument("--robot", metavar="NAME", help="as `run` is told: its camera, and its own state (none)")
     parser.add_argument("--device", help="of the camera: /dev/video0, an index, or a stream address (no camera)")
     add_policy_options(parser)
-    parser.add_argument("--budget-s", type=float, default=1.0, metavar="S", help="what an action may take (1)")
+    parser.add_argument("--control-hz", type=float, metavar="HZ", help="ticks a second (5)")
+    parser.add_argument("--budget-s", type=float, metavar="S", help="what an action may take (as long as `run` allows)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    _add_config(parser)
     parser.set_defaults(command=_doctor)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="TOML", help="settings file; options given here win over it")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; may be repeated")
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
@@ -221,28 +235,25 @@ def _act(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from splitvla_edge.doctor import doctor
     from splitvla_edge.doctor_checks import DoctorSettings
-    from splitvla_edge.security import Security
 
-    settings = DoctorSettings(
-        bundle=arguments.bundle,
-        server=arguments.server,
-        device=arguments.device,
-        scheme=arguments.scheme or "bf16",
-        unnorm_key=arguments.unnorm_key,
-        encoder=arguments.encoder or "fp32",
-        provider=arguments.provider or "auto",
-        threads=arguments.threads,
-        budget_s=arguments.budget_s,
-        security=Security.from_files(arguments.tls_ca, arguments.tls_cert, arguments.tls_key),
-    )
-    return doctor(settings, sys.stdout, "json" if arguments.json else "table")
+    run = _run_settings(arguments)
+    if arguments.device is not None and run.robot == "replay":
+        run = dataclasses.replace(run, robot="camera")
+    return doctor(DoctorSettings(run, arguments.budget_s), sys.stdout, "json" if arguments.json else "table")
+
+
+def _run_settings(arguments: argparse.Namespace) -> RunSettings:
+    """Those of `run`, from whichever of its options this command has. Raises ConfigError."""
+    from splitvla_edge.daemon import RunSettings
+
+    given = {setting: getattr(arguments, option, None) for option, setting in _RUN_OPTIONS.items()}
+    return load_config(RunSettings, arguments.config, arguments.set, given)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from splitvla_edge.daemon import RunSettings, new_run_dir, run
+    from splitvla_edge.daemon import new_run_dir, run
 
-    given = {setting: getattr(arguments, option) for option, setting in _RUN_OPTIONS.items()}
-    settings = load_config(RunSettings, arguments.config, arguments.set, given)
+    settings = _run_settings(arguments)
     for line in describe_config(settings):
         print(f"  {line}")
     if not arguments.view:

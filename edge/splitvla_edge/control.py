@@ -68,6 +68,7 @@ class ControlLoop:
         self.requests = Requests()
         self.exhausted = False
         self.frames_seen = 0
+        self.stop_fault = ""  # why the robot did not take the stop at the end of the run
         self._machine, self._robot, self._peer, self._emit = machine, robot, peer, emit
         self._recorder, self._clock, self._sleep = recorder, clock, sleep
         self._started = clock()
@@ -197,4 +198,4 @@ class ControlLoop:
         try:
             self._robot.stop()
         except RobotError as error:
-            self._apply_fault = str(error)
+            self.stop_fault = str(error)

@@ -118,7 +118,8 @@ def new_run_dir() -> Path:
 def run(settings: RunSettings) -> int:
     """Run until the camera is exhausted, the duration is over, or SIGINT or SIGTERM; SIGUSR1 is the operator's reset.
 
-    Returns 0, RobotError's exit code when the run ended in SAFE_STOP, or perception's own when it gave up for good.
+    Returns 0, RobotError's exit code when the run ended in SAFE_STOP or the robot did not take the last stop, or
+    perception's own when it gave up for good.
     Raises ConfigError and ObservationError before anything moves.
     """
     if not settings.instruction:
@@ -171,7 +172,10 @@ def _control(settings: RunSettings, robot: OpenedRobot, log: LineWriter, run_dir
     supervisor.begin()
     try:
         with _signals(loop.requests):
-            return loop.run(settings.duration_s), supervisor.fatal
+            state = loop.run(settings.duration_s)
+        if loop.stop_fault:
+            print(f"splitvla-edge: the robot did not take the last stop: {loop.stop_fault}", file=sys.stderr)
+        return state, supervisor.fatal or (RobotError.exit_code if loop.stop_fault else None)
     finally:
         supervisor.end()
         notices.close()

@@ -21,9 +21,13 @@ _NARROWEST = 100  # columns; a log file has no width of its own
 
 
 def diagnose(patient: Patient) -> tuple[CheckResult, ...]:
-    """All checks in their order, each of them whatever became of the others. Raises ConfigError on a bad budget."""
+    """All checks in their order, each of them whatever became of the others.
+
+    Raises ConfigError on a bad budget, or where bundle or server is not set.
+    """
+    patient.run.perception()
     budget_s = patient.settings.budget_s
-    if not (math.isfinite(budget_s) and budget_s > 0):
+    if budget_s is not None and not (math.isfinite(budget_s) and budget_s > 0):
         raise ConfigError(f"budget_s is {budget_s}; expected the seconds that an action may take, such as 0.5")
     try:
         return tuple(examine(patient, check) for check in CHECKS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import json
+import tempfile
 import time
 import zlib
 from collections.abc import Callable
@@ -18,25 +19,25 @@ from typing import TypeVar
 
 import numpy as np
 
+from splitvla_edge.daemon import RunSettings
 from splitvla_edge.encoder import OnnxEncoder, encoders_of
-from splitvla_edge.link import GrpcLink
+from splitvla_edge.link import GrpcLink, check_addresses
 from splitvla_edge.model import STATISTICS_FILE, check_accepted, check_same_model, read_edge_model, read_ladder
 from splitvla_edge.policy import EdgePolicy
 from splitvla_edge.probe import INSTRUCTIONS, check_encoder, check_sees
-from splitvla_edge.providers import AUTO
-from splitvla_edge.robots.base import Camera
-from splitvla_edge.robots.camera import CameraSettings, V4l2Camera
+from splitvla_edge.robots import ROBOTS, find_world, open_camera, open_robot
+from splitvla_edge.robots.base import Camera, OpenedRobot
 from splitvla_edge.security import Security
 from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.codec.tables import CodecTables
-from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import RobotError, SplitVLAError
 from splitvla_shared.nouns import Observation
 from splitvla_shared.rungs import Rung
 
 T = TypeVar("T")
 _CAMERA_FIRST_S, _CAMERA_WATCH_S, _CAMERA_LOOK_S = 5.0, 2.0, 0.002
-_ENCODE_RUNS, _DESCRIBE_RUNS, _ACT_RUNS = 5, 20, 3
+_ENCODE_RUNS, _DESCRIBE_RUNS, _ACT_RUNS, _STATE_READS = 5, 20, 3, 20
+_TICK_SHARE = 0.5  # of a control period, that reading the robot may take at most
 _CONNECT_S, _ACT_DEADLINE_S = 5.0, 60.0  # generous: a slow answer is to be measured, not to be cut off
 
 
@@ -68,18 +69,18 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class DoctorSettings:
-    """What is examined. device: of the camera, None = no camera. budget_s: what an action may take on this robot."""
+    """What is examined: all that this run would use. budget_s: what an action may take, None = what the run allows."""
 
-    bundle: Path
-    server: str
-    device: str | None = None
-    scheme: str = "bf16"
-    unnorm_key: str | None = None
-    encoder: str = FP32
-    provider: str = AUTO
-    threads: int | None = None
-    budget_s: float = 1.0
-    security: Security | None = None
+    run: RunSettings
+    budget_s: float | None = None
+
+
+def _open_camera(run: RunSettings) -> Camera:
+    return open_camera(run)
+
+
+def _open_robot(run: RunSettings, folder: Path) -> OpenedRobot:
+    return open_robot(run, run.dt_s, folder)
 
 
 @dataclass(slots=True)
@@ -87,7 +88,8 @@ class Patient:
     """The parts under examination. Owned by one `doctor` run; the checks fill it in their order."""
 
     settings: DoctorSettings
-    open_camera: Callable[[CameraSettings], Camera] = V4l2Camera
+    open_camera: Callable[[RunSettings], Camera] = _open_camera
+    open_robot: Callable[[RunSettings, Path], OpenedRobot] = _open_robot
     clock: Callable[[], float] = time.monotonic
     pause: Callable[[float], None] = time.sleep
     bundle: Bundle | None = None
@@ -96,6 +98,19 @@ class Patient:
     encoder: OnnxEncoder | None = None
     link: GrpcLink | None = None
     same_model: bool = False
+    acts: bool = False
+
+    @property
+    def run(self) -> RunSettings:
+        return self.settings.run
+
+    @property
+    def budget_ms(self) -> float:
+        """What an action may take, from the frame to the tick that executes it."""
+        if self.settings.budget_s is not None:
+            return self.settings.budget_s * 1e3
+        chunk_length = 1 if self.bundle is None else self.bundle.spec.chunk_length
+        return self.run.fallback.max_age_s(self.run.dt_s, chunk_length) * 1e3
 
 
 class Skip(Exception):  # noqa: N818 - an outcome, not an error
@@ -104,9 +119,11 @@ class Skip(Exception):  # noqa: N818 - an outcome, not an error
 
 def check_camera(patient: Patient) -> Finding:
     """Frames a second over two seconds, and whether the picture ever changes: a live sensor's noise always does."""
-    if patient.settings.device is None:
-        raise Skip("no --device was given")
-    camera = patient.open_camera(CameraSettings(patient.settings.device))
+    if patient.run.robot == "replay":
+        raise Skip("neither --device nor --robot was given")
+    if find_world(patient.run.robot) is not None:
+        raise Skip("a simulated robot draws its own pictures, during a run")
+    camera = patient.open_camera(patient.run)
     try:
         frames, pictures, shape = _watch(patient, camera)
     finally:
@@ -117,10 +134,30 @@ def check_camera(patient: Patient) -> Finding:
     return Finding(not frozen, f"frozen: {found}" if frozen else found, (("camera_fps", rate),))
 
 
+def check_robot(patient: Patient) -> Finding:
+    """Connects and reads its state, as every tick does, twenty times. Nothing is commanded."""
+    run = patient.run
+    if run.robot in ROBOTS or find_world(run.robot) is not None:
+        raise Skip(f"robot {run.robot!r} is none that could move")
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="splitvla-doctor-"))
+        robot = patient.open_robot(run, Path(folder))
+        stack.callback(robot.close)
+        times_ms = _timed_ms(patient, _STATE_READS, robot.read_state)
+        state, space = robot.read_state(), robot.action_space
+    median, slowest, period_ms = float(np.median(times_ms)), max(times_ms), run.dt_s * 1e3
+    wrong = "e-stop pressed; " if state.estop else "not ready; " if not state.ready else ""
+    found = f"{wrong}{space.kind.value} of {space.dims} numbers; state read in {median:.1f} ms, "
+    found += f"at most {slowest:.1f}; a tick has {period_ms:.0f}"
+    good = not wrong and slowest < period_ms * _TICK_SHARE
+    return Finding(good, found, (("robot_read_ms", median), ("robot_read_max_ms", slowest)))
+
+
 def check_bundle(patient: Patient) -> Finding:
     """Every file has the bytes that it was written with, and the bundle can send what was asked for."""
-    bundle = open_bundle(patient.settings.bundle, "edge")
-    patient.tables, patient.rungs = read_ladder(bundle, patient.settings.scheme)
+    run = patient.run.perception()
+    bundle = open_bundle(run.bundle, "edge")
+    patient.tables, patient.rungs = read_ladder(bundle, run.scheme)
     patient.bundle = bundle
     found = f"{bundle.spec.name}, fingerprint {bundle.spec.fingerprint[:16]}, encoders {', '.join(encoders_of(bundle))}"
     found += f", payloads {', '.join(rung.name for rung in patient.rungs)}"
@@ -129,14 +166,12 @@ def check_bundle(patient: Patient) -> Finding:
 
 def check_provider(patient: Patient) -> Finding:
     """The hardware that passed a real inference against the CPU, and why others did not."""
-    settings = patient.settings
+    run = patient.run
     bundle = _needed(patient.bundle, "bundle")
-    encoder = OnnxEncoder(
-        bundle, settings.threads, variant=settings.encoder, provider=settings.provider, tables=patient.tables
-    )
-    difference = check_encoder(encoder, bundle, settings.encoder)
+    encoder = OnnxEncoder(bundle, run.threads, variant=run.encoder, provider=run.provider, tables=patient.tables)
+    difference = check_encoder(encoder, bundle, run.encoder)
     patient.encoder = encoder
-    found = f"{settings.encoder} on {encoder.selection.describe()}; golden probe off by {difference:.2%}"
+    found = f"{run.encoder} on {encoder.selection.describe()}; golden probe off by {difference:.2%}"
     return Finding(True, found, (("probe_difference", difference),))
 
 
@@ -146,21 +181,26 @@ def check_encode_time(patient: Patient) -> Finding:
     image = np.full((bundle.spec.image_size,) * 2 + (3,), 128, np.uint8)
     times_ms = _timed_ms(patient, _ENCODE_RUNS, lambda: encoder.embed(image))
     median = float(np.median(times_ms))
-    budget_ms = patient.settings.budget_s * 1e3
+    budget_ms = patient.budget_ms
     found = f"median {median:.1f} ms, {min(times_ms):.1f} to {max(times_ms):.1f}; an action may take {budget_ms:.0f} ms"
     return Finding(median < budget_ms, found, (("encode_ms", median),))
 
 
 def check_health(patient: Patient) -> Finding:
-    """The gRPC health service, which answers while the model is busy."""
-    link = GrpcLink(patient.settings.server, security=patient.settings.security)
-    with contextlib.ExitStack() as on_error:
-        on_error.callback(link.close)
-        link.describe(_CONNECT_S)  # waits for a connection, as a run does
-        status = link.health(_CONNECT_S)
-        on_error.pop_all()
-    patient.link = link
-    return Finding(status == "SERVING", status)
+    """The gRPC health service, which answers while the model is busy; of every server. The first is examined on."""
+    run, said = patient.run, []
+    security = Security.from_files(run.tls_ca, run.tls_cert, run.tls_key)
+    for address in check_addresses(run.server):
+        link = GrpcLink(address, security=security)
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(link.close)
+            link.describe(_CONNECT_S)  # waits for a connection, as a run does
+            said.append((address, link.health(_CONNECT_S)))
+            if patient.link is None:
+                patient.link = link
+                on_error.pop_all()
+    found = ", ".join(status if len(said) == 1 else f"{address} {status}" for address, status in said)
+    return Finding(all(status == "SERVING" for _, status in said), found)
 
 
 def check_fingerprint(patient: Patient) -> Finding:
@@ -179,7 +219,7 @@ def check_round_trip(patient: Patient) -> Finding:
     link = _needed(patient.link, "server")
     times_ms = _timed_ms(patient, _DESCRIBE_RUNS, lambda: link.describe(_CONNECT_S))
     p50, p99 = (float(value) for value in np.percentile(times_ms, (50, 99)))
-    good = p99 < patient.settings.budget_s * 1e3
+    good = p99 < patient.budget_ms
     return Finding(
         good, f"p50 {p50:.1f} ms, p99 {p99:.1f} ms of {_DESCRIBE_RUNS}", (("rtt_p50_ms", p50), ("rtt_p99_ms", p99))
     )
@@ -188,15 +228,15 @@ def check_round_trip(patient: Patient) -> Finding:
 def check_action(patient: Patient) -> Finding:
     """Whole actions, the first of which only warms up: how long they take, and what the link carries meanwhile."""
     policy = _policy(patient)
-    settings = patient.settings
     image = np.full((480, 640, 3), 128, np.uint8)
     chunks = [
         policy.act(Observation(step, (image,), INSTRUCTIONS[0], patient.clock()), deadline_s=_ACT_DEADLINE_S)
         for step in range(_ACT_RUNS + 1)
     ][1:]
+    patient.acts = True
     total_ms = float(np.median([chunk.stages.total_ms for chunk in chunks]))
     network_ms = float(np.median([chunk.stages.network_ms for chunk in chunks]))
-    size, budget_ms = chunks[0].wire_bytes, settings.budget_s * 1e3
+    size, budget_ms = chunks[0].wire_bytes, patient.budget_ms
     rate = size * 8 / max(network_ms, 1e-3) / 1e3
     found = (
         f"{total_ms:.0f} ms of {budget_ms:.0f}; {size:,} B of {patient.rungs[0].name} in {network_ms:.1f} ms: "
@@ -208,6 +248,8 @@ def check_action(patient: Patient) -> Finding:
 def check_sight(patient: Patient) -> Finding:
     """A black and a white image must not mean the same to the model."""
     policy, bundle = _policy(patient), _needed(patient.bundle, "bundle")
+    if not patient.acts:
+        raise Skip("needs an action")
     check_sees(policy, bundle.spec.image_size, deadline_s=_ACT_DEADLINE_S)
     return Finding(True, "a black and a white image give different tokens")
 
@@ -219,19 +261,23 @@ class Check:
     remedy: str
 
 
+_ALLOW = "or allow more: fallback.max_age_ms"
 CHECKS: tuple[Check, ...] = (
     Check("camera", check_camera, "check cable and power, that no other program holds it, and --device"),
+    Check("robot", check_robot, "check power, network and e-stop of the robot, and its adapter; see docs/robots.md"),
     Check("bundle", check_bundle, "copy the edge/ folder again, or split again; for a payload, see --scheme"),
     Check("encoder", check_provider, "use --provider cpu --encoder fp32; if that fails too, copy the bundle again"),
     Check(
-        "encode time", check_encode_time, "use --encoder int8, or a GPU provider; stop other programs; raise --budget-s"
+        "encode time",
+        check_encode_time,
+        "use --encoder int8, or a GPU provider; stop other programs; see fallback.max_age_ms",
     ),
     Check("server", check_health, "start splitvla-cloud serve; check address, firewall, and TLS on both sides"),
     Check(
         "fingerprint", check_fingerprint, "serve the cloud/ folder of the same split; else connect to another server"
     ),
     Check("round trip", check_round_trip, "use a wired or less crowded link, or a nearer server"),
-    Check("action", check_action, "use a smaller --scheme (int8, int4), a faster link or server; raise --budget-s"),
+    Check("action", check_action, f"use a smaller --scheme (int8, int4), a faster link or server; {_ALLOW}"),
     Check("sight", check_sight, "run splitvla-cloud verify; do not let this model move a robot"),
 )
 
@@ -259,9 +305,19 @@ def _policy(patient: Patient) -> EdgePolicy:
     bundle = _needed(patient.bundle, "bundle")
     if not patient.same_model:
         raise Skip("needs the same model on both sides")
-    key = patient.settings.unnorm_key or _any_key(bundle)
-    model = read_edge_model(bundle, key)
-    policy = EdgePolicy(model, encoder, link, robot="doctor", tables=patient.tables, rungs=patient.rungs)
+    run = patient.run
+    model = read_edge_model(bundle, run.unnorm_key or _any_key(bundle))
+    policy = EdgePolicy(
+        model,
+        encoder,
+        link,
+        robot="doctor",
+        image_pipeline=run.image_pipeline,
+        camera_transform=run.camera_transform,
+        action_transform=run.action_transform,
+        tables=patient.tables,
+        rungs=patient.rungs,
+    )
     policy.handshake(_CONNECT_S)
     return policy
 
@@ -297,7 +353,5 @@ def _watch(patient: Patient, camera: Camera) -> tuple[dict[int, float], int, tup
             shape = frame.image.shape
         patient.pause(_CAMERA_LOOK_S)
     if not frames:
-        raise RobotError(
-            f"camera {patient.settings.device} gave no frame in {_CAMERA_FIRST_S:.0f} s; is it plugged in?"
-        )
+        raise RobotError(f"the camera gave no frame in {_CAMERA_FIRST_S:.0f} s; is it plugged in?")
     return frames, len(pictures), shape

@@ -231,13 +231,14 @@ class Perception:
         now = self._clock()
         try:
             frame = self._look(now)
+            if frame is not None and frame.index > self._last_frame:
+                return frame
+            exhausted = self._camera.exhausted(now)
         except RobotError as error:
             self._send(Miss(0, Outcome.FAULT, str(error)))
             self._pause(UNREACHABLE_PAUSE_S)
             return None
-        if frame is not None and frame.index > self._last_frame:
-            return frame
-        if self._camera.exhausted(now) and not self._said_exhausted:
+        if exhausted and not self._said_exhausted:
             self._said_exhausted = True
             self._send(Exhausted(self._last_frame + 1))
         return None

@@ -49,7 +49,7 @@ class Capture(Protocol):
     def release(self) -> None: ...
 
 
-class V4l2Camera:
+class LiveCamera:
     """Owned by the perception process. Mutable state, under a lock: the newest frame, and what is wrong now."""
 
     def __init__(

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from splitvla_edge.episodes import Episode
 from splitvla_edge.fallback import Command
 from splitvla_edge.record import LineWriter
 from splitvla_edge.robots.base import ActionSpace, Frame, Kind, RobotState
@@ -183,14 +182,6 @@ class CommandRecorder:
     @property
     def action_space(self) -> ActionSpace:
         return self._space
-
-    @property
-    def camera_memory(self) -> None:
-        return None
-
-    @property
-    def episodes(self) -> tuple[Episode, ...]:
-        return ()
 
     def read_state(self) -> RobotState:
         return RobotState()

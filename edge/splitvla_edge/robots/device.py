@@ -1,0 +1,110 @@
+"""Adapters of devices, held to what the daemon asks of them: what they raise is a fault, what they return is checked.
+
+Rules of this file: an adapter may be the first that its author wrote, around a driver that raises whatever it likes.
+It can make the robot hold; only by not returning can it keep the control process from the next tick.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from splitvla_edge.episodes import Episode
+from splitvla_edge.fallback import Command
+from splitvla_edge.robots.base import ActionSpace, Camera, Frame, Robot, RobotState
+from splitvla_shared.errors import RobotError, SplitVLAError
+
+
+class DeviceRobot:
+    """A robot that is no simulated world, as the daemon uses it. Owned by the control process."""
+
+    def __init__(self, name: str, robot: Robot) -> None:
+        """Raises RobotError where the adapter declares no action space."""
+        self._name, self._robot = name, robot
+        with faults(name, "action_space"):
+            self._space = robot.action_space
+        if not isinstance(self._space, ActionSpace):
+            raise RobotError(f"robot {name}: action_space is {self._space!r:.80}; expected an ActionSpace")
+
+    @property
+    def action_space(self) -> ActionSpace:
+        return self._space
+
+    @property
+    def camera_memory(self) -> None:
+        return None
+
+    @property
+    def episodes(self) -> tuple[Episode, ...]:
+        return ()
+
+    def read_state(self) -> RobotState:
+        """With plain numbers, whatever kind of array the driver gives. Raises RobotError."""
+        with faults(self._name, "read_state"):
+            state = self._robot.read_state()
+            if not isinstance(state, RobotState):
+                raise RobotError(f"robot {self._name}: read_state gave {state!r:.80}; expected a RobotState")
+            position = None if state.position is None else tuple(map(float, state.position))
+            if position is not None and len(position) != self._space.dims:
+                raise RobotError(
+                    f"robot {self._name}: read_state gave a position of {len(position)} numbers; its actions have "
+                    f"{self._space.dims}"
+                )
+            gripper = None if state.gripper is None else float(state.gripper)
+            return RobotState(bool(state.ready), bool(state.estop), position, gripper)
+
+    def apply(self, command: Command) -> None:
+        """Raises RobotError."""
+        with faults(self._name, "apply"):
+            self._robot.apply(command)
+
+    def stop(self) -> None:
+        """Raises RobotError."""
+        with faults(self._name, "stop"):
+            self._robot.stop()
+
+    def close(self) -> None:
+        """Never raises: the run is over, and its log must be closed too."""
+        try:
+            with faults(self._name, "close"):
+                self._robot.close()
+        except SplitVLAError as error:
+            print(f"splitvla-edge: {error}", file=sys.stderr)
+
+
+class DeviceCamera:
+    """The camera of such a robot. Owned by the perception process; `newest` is called from a second thread."""
+
+    def __init__(self, name: str, camera: Camera) -> None:
+        self._name, self._camera = name, camera
+
+    def newest(self, now: float) -> tuple[float, int] | None:
+        """Raises RobotError."""
+        with faults(self._name, "camera.newest"):
+            return self._camera.newest(now)
+
+    def latest(self, now: float) -> Frame | None:
+        """Raises RobotError."""
+        with faults(self._name, "camera.latest"):
+            return self._camera.latest(now)
+
+    def exhausted(self, now: float) -> bool:
+        """Raises RobotError."""
+        with faults(self._name, "camera.exhausted"):
+            return self._camera.exhausted(now)
+
+    def close(self) -> None:
+        with faults(self._name, "camera.close"):
+            self._camera.close()
+
+
+@contextmanager
+def faults(name: str, call: str) -> Iterator[None]:
+    """What an adapter's `call` raises, as a RobotError that names its kind; errors of our own tree as they are."""
+    try:
+        yield
+    except SplitVLAError:
+        raise
+    except Exception as error:  # a driver's own: its kind is all that we know of it
+        raise RobotError(f"robot {name}: {call} raised {type(error).__name__}: {error}") from error
