@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ class PolicyServer(ModuleProcess):
         super().__init__(
             "splitvla_edge", "serve-policy", *arguments, "--listen", "127.0.0.1:0", "--threads", "1", *options
         )
+
+    def wait_said(self, text: str) -> None:
+        """Until the operator could read that."""
+        self._wait_for(re.compile(re.escape(text)), PATIENCE_S)
 
 
 def post(address: str, body: Any, **headers: str) -> requests.Response:

@@ -103,6 +103,19 @@ def test_an_array_that_is_no_image_is_refused(array: Any) -> None:
         check_image(array)
 
 
+@pytest.mark.parametrize("shape", [(1, 8193, 3), (8193, 1, 3), (1, 8193), (8193, 1), (1, 8193, 4)])
+def test_an_image_with_a_side_that_no_camera_has_is_refused(shape: tuple[int, ...]) -> None:
+    """Few pixels, but a letterbox pads them to a square, and a resize's first pass widens them 224-fold."""
+    with pytest.raises(ObservationError, match=r"8193.*over 8,192 pixels long.*scale it down"):
+        check_image(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(2, 8192, 3), (8192, 2, 3)])
+def test_an_image_with_the_longest_side_is_taken(shape: tuple[int, ...]) -> None:
+    image = check_image(np.zeros(shape, np.uint8))
+    assert to_square(image, 56, Resize.NAIVE).shape == (56, 56, 3)
+
+
 @pytest.mark.parametrize("name", ["frame.png", "frame.bmp", "frame.ppm"])
 def test_a_file_reads_back_as_its_pixels(tmp_path: Path, name: str) -> None:
     image = _gradient(30, 40)

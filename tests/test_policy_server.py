@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import re
 import subprocess
 import sys
 import threading
@@ -31,6 +32,7 @@ from splitvla_shared.wire import inference_pb2 as pb
 from tests.fake_server import FakeServicer, description, serving
 from tests.policy_clients import CALL, IMAGE, KEY, PATIENCE_S, PolicyServer, answer, ask, post, websocket_to
 
+CLIENTS = (Path(__file__).resolve().parent.parent / "docs" / "clients.md").read_text(encoding="utf-8")
 # The client of OpenVLA's README, word for word but for the address and where the frame comes from.
 OPENVLAS_CLIENT = """
 import requests
@@ -218,6 +220,26 @@ def test_tokens_that_are_no_actions_are_an_error(address: str, servicer: FakeSer
     reply = post(address, CALL)
     assert reply.content == b'"error"'
     assert "5 in place 2" in reply.headers[REASON_HEADER]
+
+
+SNIPPETS = dict(zip(("openvla", "openpi"), re.findall(r"^```python\n(.*?)^```", CLIENTS, re.M | re.S), strict=True))
+
+
+@pytest.mark.parametrize(("dtype", "holds"), [("uint8", False), ("int32", True)])
+@pytest.mark.parametrize("name", list(SNIPPETS))
+def test_the_clients_of_the_docs_print_an_action_or_that_they_hold(
+    address: str, name: str, dtype: str, holds: bool
+) -> None:
+    if name == "openpi":
+        pytest.importorskip("openpi_client.websocket_client_policy", reason="openpi-client is not installed")
+    port = address.partition(":")[2]
+    text = SNIPPETS[name].replace("8000", port).replace("bridge_orig", KEY).replace("uint8", dtype)
+    text = text.replace("timeout=2,", f"timeout={PATIENCE_S},")
+    options = ("-W", "ignore", "-c", text)  # how that client uses newer websockets
+    done = subprocess.run([sys.executable, *options], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ("hold:" in done.stdout) == holds
+    assert ("]" in done.stdout) == (not holds)
 
 
 # --- openpi's websocket -----------------------------------------------------------------------------------------------

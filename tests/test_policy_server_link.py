@@ -98,6 +98,33 @@ def test_a_signal_lets_the_request_under_way_have_its_action_and_ends_well(
     assert process.output.splitlines()[-1] == "splitvla-edge: stopped; 1 requests had an action, 0 an error"
 
 
+def test_a_second_signal_ends_the_call_under_way(tiny_bundles: Path, servicer: FakeServicer) -> None:
+    asked, over = threading.Event(), threading.Event()
+
+    def hangs(request: pb.InferRequest, context: grpc.ServicerContext) -> pb.InferReply:
+        asked.set()
+        assert over.wait(2 * PATIENCE_S)
+        return answer(request, context)
+
+    servicer.infer = hangs
+    with (
+        serving(servicer) as server,
+        PolicyServer(tiny_bundles, server, "--deadline-ms", "600000") as process,
+        websocket_to(process.wait_ready()) as websocket,
+    ):
+        try:
+            websocket.recv()
+            websocket.send(pack({"image": IMAGE, "prompt": "go"}))
+            assert asked.wait(PATIENCE_S)
+            process.send(signal.SIGTERM)
+            process.send(signal.SIGINT)
+            assert isinstance(websocket.recv(timeout=PATIENCE_S), str)
+            assert process.wait() == 0
+        finally:
+            over.set()
+    assert process.output.splitlines()[-1] == "splitvla-edge: stopped; 0 requests had an action, 1 an error"
+
+
 def test_a_server_of_another_model_ends_the_start_with_what_differs(tiny_bundles: Path) -> None:
     with serving(FakeServicer()) as server, PolicyServer(tiny_bundles, server) as process:
         assert process.wait() == 3

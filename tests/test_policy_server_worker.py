@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import io
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from splitvla_edge.policy_server.complaints import Complaints, Story
 from splitvla_edge.policy_server.desk import Arrival, ClientGone, Desk
 from splitvla_edge.policy_server.ladder import PayloadLadder
 from splitvla_edge.policy_server.request import ActionRequest
-from splitvla_edge.policy_server.worker import Job, PolicyWorker
+from splitvla_edge.policy_server.worker import PolicyWorker
 from splitvla_shared.errors import (
     ConfigError,
     DeadlineMissed,
@@ -25,61 +24,10 @@ from splitvla_shared.errors import (
     SplitVLAError,
     Unreachable,
 )
-from splitvla_shared.nouns import ActionChunk, Observation, Scheme, StageTimes
+from splitvla_shared.nouns import ActionChunk, Observation, StageTimes
 from splitvla_shared.rungs import Rung
 from tests.edge_fakes import Clock
-
-REQUEST = ActionRequest((np.zeros((2, 2, 3), np.uint8),), "lift the pot", "arm")
-RUNGS = (Rung("bf16", Scheme.BF16, 2000), Rung("int8", Scheme.INT8, 1000), Rung("int4", Scheme.INT4, 500))
-CHUNK = ActionChunk(0, np.ones((1, 7)), "cloud", tokens=(1,) * 7)
-
-
-class FakePolicy:
-    """Answers with `acts` and then with CHUNK; an answer takes `cost_s` on the clock."""
-
-    def __init__(self, clock: Clock, cost_s: float = 0.1) -> None:
-        self.clock, self.cost_s = clock, cost_s
-        self.rungs = RUNGS
-        self.handshakes: list[SplitVLAError | None] = []
-        self.acts: list[ActionChunk | Exception] = []
-        self.asked: list[tuple[Observation, float, str]] = []
-        self.greeted = 0
-
-    def handshake(self, timeout_s: float) -> None:
-        self.greeted += 1
-        error = self.handshakes.pop(0) if self.handshakes else None
-        if error is not None:
-            raise error
-
-    def act(self, observation: Observation, *, deadline_s: float, rung: Rung) -> ActionChunk:
-        self.clock.now += self.cost_s
-        self.asked.append((observation, deadline_s, rung.name))
-        outcome = self.acts.pop(0) if self.acts else CHUNK
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-
-class Rig:
-    """A worker whose steps the test takes, on a clock that stands still."""
-
-    def __init__(self, **options: Any) -> None:
-        self.clock, self.told = Clock(), io.StringIO()
-        self.policy = FakePolicy(self.clock)
-        self.complaints = Complaints(self.told, self.clock)
-        self.worker = PolicyWorker(self.policy, self.complaints, clock=self.clock, **options)
-
-    def agreed(self) -> Rig:
-        self.worker.step()
-        return self
-
-    def job(self, deadline_s: float = 1.0) -> Job:
-        job = Job(REQUEST, self.clock.now, deadline_s)
-        self.worker.submit(job)
-        return job
-
-    def failure(self, job: Job) -> BaseException | None:
-        return job.answer.exception(timeout=0)
+from tests.policy_worker_rig import CHUNK, REQUEST, RUNGS, FakePolicy, Rig
 
 
 def test_a_request_is_one_observation_with_what_is_left_of_its_deadline() -> None:
@@ -221,6 +169,50 @@ def test_a_slip_of_ours_is_an_error_to_the_client_and_ends_the_thread() -> None:
     rig.worker.close()
 
 
+def test_a_request_that_memory_does_not_suffice_for_is_an_error_and_the_next_is_computed() -> None:
+    rig = Rig()
+    rig.policy.acts = [MemoryError()]
+    rig.worker.start()
+    job = rig.job()
+    assert isinstance(job.answer.exception(timeout=5), ObservationError)
+    assert "(2, 2, 3)" in str(job.answer.exception(timeout=5))
+    assert rig.job().answer.result(timeout=5) is CHUNK
+    rig.worker.close()
+    assert rig.worker.ended.result(timeout=5) is None
+
+
+class HangingPolicy(FakePolicy):
+    """Its server does not answer; `close` ends the call, as a closed link does."""
+
+    def __init__(self, clock: Clock, last_words: Exception) -> None:
+        super().__init__(clock)
+        self.asked_now, self.closed, self.last_words = threading.Event(), threading.Event(), last_words
+
+    def act(self, observation: Observation, *, deadline_s: float, rung: Rung) -> ActionChunk:
+        self.asked_now.set()
+        assert self.closed.wait(5)
+        raise self.last_words
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+@pytest.mark.parametrize("last_words", [Unreachable("the link is closed"), RuntimeError("threads are shut down")])
+def test_in_a_hurry_the_call_under_way_is_ended_and_nothing_else_is_computed(last_words: Exception) -> None:
+    rig = Rig()
+    policy = HangingPolicy(rig.clock, last_words)
+    rig.worker = PolicyWorker(policy, rig.complaints, clock=rig.clock)
+    rig.worker.start()
+    first, second = rig.job(), rig.job()
+    assert policy.asked_now.wait(5)
+    rig.worker.hurry()
+    assert isinstance(first.answer.exception(timeout=5), Unreachable)
+    assert isinstance(second.answer.exception(timeout=5), Unreachable)
+    assert rig.worker.ended.result(timeout=5) is None
+    rig.worker.close()
+    assert "no server" not in rig.told.getvalue()
+
+
 # --- which payload ----------------------------------------------------------------------------------------------------
 
 
@@ -264,37 +256,6 @@ def test_a_server_that_is_away_says_nothing_of_payloads() -> None:
     ladder = PayloadLadder(RUNGS)
     ladder.failed(0.0, Unreachable("gone"), 0, 1.0)
     assert ladder.choose() == 0
-
-
-# --- what the operator reads ------------------------------------------------------------------------------------------
-
-
-def test_a_kind_of_error_is_told_once_and_then_every_half_minute_with_its_count() -> None:
-    story = Story()
-    lines = [story.failed(now / 5, "POST /act", Unreachable(f"call {now} failed")) for now in range(5 * 31)]
-    told = [line for line in lines if line]
-    assert len(told) == 2
-    assert told[0].startswith("no action for POST /act: call 0 failed; start `splitvla-cloud serve` there")
-    assert told[1].endswith("(and 149 times since the last such line)")
-
-
-def test_that_answers_come_again_is_told_once_and_only_after_an_error_of_the_link() -> None:
-    story = Story()
-    assert story.answered() is None
-    story.failed(0.0, "POST /act", ObservationError("`image` is missing"))
-    assert story.answered() is None
-    story.failed(0.0, "POST /act", Unreachable("gone"))
-    assert story.answered() == "answers come again"
-    assert story.answered() is None
-    assert story.failed(1.0, "POST /act", Unreachable("gone again")) is not None
-    assert story.failed(1.0, "POST /act", ObservationError("`image` is missing")) is None
-
-
-def test_what_a_client_wrote_is_one_printable_line() -> None:
-    line = Story().failed(0.0, "POST /act", ObservationError("key 'a\n\x1b[31mb" + "x" * 999))
-    assert line is not None
-    assert line.isprintable()
-    assert len(line) < 400
 
 
 # --- from bytes to an action ------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ GRAY: Fill = (127, 127, 127)
 
 # A 100-megapixel camera is no robot's; a bomb of a few kB on disk inflates to more.
 MAX_PIXELS = 100_000_000
+# A sliver has few pixels, and the square that it is padded to gigabytes.
+MAX_SIDE = 8192
 # Read by Pillow itself; PostScript, which would start another program, is left out on purpose.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
@@ -64,13 +66,15 @@ def _decode(image: PilImage.Image, path: Path | str) -> Image:
 def check_image(array: npt.NDArray[Any]) -> Image:
     """The array as uint8 RGB (height, width, 3); gray (height, width) and RGBA are converted as the reference does.
 
-    Raises ObservationError on any other dtype or shape, and on an empty image.
+    Raises ObservationError on any other dtype or shape, and on an image that is empty, too large or too long.
     """
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
         kind = getattr(array, "dtype", type(array).__name__)
         raise ObservationError(f"image is {kind}; expected a uint8 array with values 0..255")
     if array.size == 0 or array.size > MAX_PIXELS * 4:
         raise ObservationError(f"image of shape {array.shape} is empty or over {MAX_PIXELS:,} pixels")
+    if max(array.shape[:2], default=0) > MAX_SIDE:
+        raise ObservationError(f"image of shape {array.shape} is over {MAX_SIDE:,} pixels long; scale it down")
     if array.ndim == 3 and array.shape[2] == 3:
         return array
     if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 4):

@@ -1,4 +1,4 @@
-"""The port: OpenVLA's `POST /act`, openpi's websocket on every path, and `GET /healthz`.
+"""The routes: OpenVLA's `POST /act`, openpi's websocket on every path, and `GET /healthz`.
 
 Rules of this file: what a browser sends (an Origin header) is refused before it is read; bodies and messages are
 bounded; an error is told in the client's protocol, and an HTTP client may read the reason in a header.
@@ -15,20 +15,23 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from splitvla_edge.policy_server import openpi, openvla
 from splitvla_edge.policy_server.complaints import remedied
-from splitvla_edge.policy_server.desk import Arrival, ClientGone, Desk
+from splitvla_edge.policy_server.desk import ClientGone, Desk
 from splitvla_edge.policy_server.openvla import NotAnObject
 from splitvla_edge.policy_server.request import MAX_MESSAGE_BYTES, ActionRequest
-from splitvla_shared.errors import ObservationError, Overloaded, SplitVLAError
+from splitvla_edge.policy_server.turns import MAX_TURNS, Turn, Turns
+from splitvla_shared.errors import ObservationError, Overloaded, SplitVLAError, Superseded
 
 REASON_HEADER = "X-SplitVLA-Reason"
 _JSON = "application/json"
-_TOO_BIG = 1009  # how a websocket ends on a message over the limit (RFC 6455, 7.4.1)
-# Connections that are open at once, of each protocol; each may hold one message of the largest size.
+POLICY_VIOLATION, _TOO_BIG = 1008, 1009  # how we end a websocket (RFC 6455, 7.4.1)
+TOO_MANY_FRAGMENTS = "the message came in too many fragments; send it in one, or in fragments of 4 kB and more"
+# Connections that are open at once, of each protocol. Each may hold three messages of the largest size: one that comes,
+# one that waits and one under way.
 MAX_CONNECTIONS = 16
 
 
@@ -49,6 +52,18 @@ def build_app(desk: Desk, settings: OpenpiSettings) -> ASGIApp:
         WebSocketRoute("/{path:path}", stream.serve),
     ]
     return OriginGuard(Starlette(routes=routes), desk)
+
+
+def build_crowded_app(desk: Desk) -> ASGIApp:
+    """What answers HTTP while too many connections are open."""
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        error = Overloaded("too many connections are open already; close those that are not used")
+        desk.refuse("an HTTP client", error)
+        headers = _reason(error) | {"Connection": "close"}
+        await Response(openvla.ERROR, 503, media_type=_JSON, headers=headers)(scope, receive, send)
+
+    return refuse
 
 
 class OriginGuard:
@@ -127,52 +142,55 @@ class _OpenpiRoute:
             self._connections -= 1
 
     async def _converse(self, socket: WebSocket) -> None:
+        turns = Turns()
+        # Takes every message when it comes: only so are its time and a client that hangs up known while another waits.
+        reading = asyncio.ensure_future(self._read(socket, turns))
         previous_ms: float | None = None
-        coming = asyncio.ensure_future(self._next(socket))
         try:
             while True:
-                message, arrival = await coming
-                # Asked for at once: that is how the loop learns that the client has hung up.
-                coming = asyncio.ensure_future(self._next(socket))
-                previous_ms = await self._reply(socket, message, arrival, previous_ms, coming)
+                previous_ms = await self._reply(socket, await turns.next(), turns, previous_ms)
         except ClientGone:
-            return
+            if turns.too_many:
+                await socket.close(POLICY_VIOLATION, "too many messages without an answer")
         finally:
-            coming.cancel()
-            await asyncio.gather(coming, return_exceptions=True)
+            reading.cancel()
+            await asyncio.wait((reading,))
+            if not reading.cancelled():
+                reading.result()
 
-    async def _next(self, socket: WebSocket) -> tuple[Message, Arrival]:
-        """The next message and when it came. Raises ClientGone."""
-        message = await socket.receive()
-        if message["type"] == "websocket.disconnect":
-            if message.get("code") == _TOO_BIG:
-                self._desk.refuse("websocket", _too_large("too many"))
-            raise ClientGone
-        return message, self._desk.arrive("websocket")
+    async def _read(self, socket: WebSocket, turns: Turns) -> None:
+        """Until the client is gone."""
+        try:
+            while not turns.gone.is_set():
+                message = await socket.receive()
+                if message["type"] == "websocket.disconnect":
+                    if message.get("code") == _TOO_BIG:
+                        self._desk.refuse("websocket", _too_large("too many"))
+                    elif message.get("reason") == TOO_MANY_FRAGMENTS:
+                        self._desk.refuse("websocket", ObservationError(TOO_MANY_FRAGMENTS))
+                    return
+                turns.add(self._desk.arrive("websocket"), message)
+            self._desk.refuse("websocket", Overloaded(f"{MAX_TURNS} messages came without answers; wait for each"))
+        finally:
+            turns.end()
 
-    async def _reply(
-        self,
-        socket: WebSocket,
-        message: Message,
-        arrival: Arrival,
-        previous_ms: float | None,
-        coming: asyncio.Future[tuple[Message, Arrival]],
-    ) -> float:
+    async def _reply(self, socket: WebSocket, turn: Turn, turns: Turns, previous_ms: float | None) -> float:
         """Answer a message; returns what that took, in ms. Raises ClientGone, WebSocketDisconnect."""
+        arrival, message = turn.arrival, turn.message
 
         async def read() -> ActionRequest:
-            data = message.get("bytes")
+            data = message.get("bytes") if message else None
             if data is None:
                 raise ObservationError("a text frame came; send the observation as msgpack, in a binary one")
             return await run_in_threadpool(openpi.read_observation, data, self._cameras)
 
-        async def hung_up() -> None:
-            await asyncio.wait((coming,))
-            if not isinstance(coming.exception(), ClientGone):
-                await asyncio.Event().wait()  # the next message is here, and will be answered in its turn
-
         try:
-            chunk = await self._desk.act(arrival, read, hung_up)
+            if message is None:
+                raise self._desk.refuse(
+                    arrival.what,
+                    Superseded("not computed: newer messages came before its turn; wait for each answer"),
+                )
+            chunk = await self._desk.act(arrival, read, turns.gone.wait)
         except SplitVLAError as error:
             await socket.send_text(remedied(error))
         else:

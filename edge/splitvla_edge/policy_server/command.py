@@ -17,11 +17,12 @@ from splitvla_shared.addresses import join_address, split_address
 from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import ConfigError
 
+_LAST_WORDS_S = 1.0  # for clients to be told that there is no action; the encoder can't be interrupted
 _NEEDED = ("msgpack", "starlette", "uvicorn", "websockets")
 
 
 def serve_policy(settings: PolicyServerSettings, out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
-    """Serve until SIGTERM or SIGINT; a second one waits for no answers. Returns the exit code.
+    """Serve until SIGTERM or SIGINT; a second one ends the call under way. Returns the exit code.
 
     Raises ConfigError, BundleError or ObservationError when it can't start, SpecMismatch when the first server that
     answers holds another model.
@@ -45,7 +46,7 @@ def serve_policy(settings: PolicyServerSettings, out: TextIO = sys.stdout, err: 
 async def _serve(
     settings: PolicyServerSettings, policy: EdgePolicy, listener: socket.socket, complaints: Complaints, out: TextIO
 ) -> int:
-    from splitvla_edge.policy_server.app import OpenpiSettings, build_app
+    from splitvla_edge.policy_server.app import OpenpiSettings, build_app, build_crowded_app
     from splitvla_edge.policy_server.desk import Desk
     from splitvla_edge.policy_server.port import Port
     from splitvla_edge.policy_server.worker import PolicyWorker
@@ -64,6 +65,7 @@ async def _serve(
     }
     port = Port(
         build_app(desk, OpenpiSettings(settings.cameras, metadata)),
+        build_crowded_app(desk),
         lambda: print(f"ready on {address}: POST http://{address}/act, ws://{address}", file=out, flush=True),
     )
     leave, hurry = asyncio.Event(), asyncio.Event()
@@ -74,7 +76,11 @@ async def _serve(
     try:
         await _first(serving, ended, asyncio.ensure_future(leave.wait()))
         if leave.is_set():
-            await _first(asyncio.ensure_future(desk.close()), asyncio.ensure_future(hurry.wait()))
+            closing = asyncio.ensure_future(desk.close())
+            await _first(closing, asyncio.ensure_future(hurry.wait()))
+            if hurry.is_set():
+                worker.hurry()
+                await asyncio.wait((closing,), timeout=_LAST_WORDS_S)
         port.should_exit = True
         await serving
     except OSError as error:

@@ -51,19 +51,16 @@ class Story:
     """
 
     def __init__(self) -> None:
-        self._kinds: dict[type[SplitVLAError], _Kind] = {}
+        self._kinds: dict[tuple[type[SplitVLAError], bool], _Kind] = {}  # by error, and whether it is the link's
         self._lost = False
 
     def failed(self, now: float, what: str, error: SplitVLAError) -> str | None:
         """what: that got no action, for people."""
-        kind = self._kinds.get(type(error))
-        if kind is not None and now - kind.told_at < _AGAIN_S:
-            kind.untold += 1
-            return None
-        self._lost = self._lost or isinstance(error, LinkError)
-        self._kinds[type(error)] = _Kind(now)
-        more = f" (and {kind.untold} times since the last such line)" if kind is not None and kind.untold else ""
-        return f"no action for {what}: {remedied(error)}{more}"
+        return self._told(now, what, error, of_link=isinstance(error, LinkError))
+
+    def refused(self, now: float, what: str, error: SplitVLAError) -> str | None:
+        """what: that was turned away at the port; this is no outage that an action ends."""
+        return self._told(now, what, error, of_link=False)
 
     def answered(self) -> str | None:
         """An action was given, or a server found: after an error of the link that is news."""
@@ -71,9 +68,19 @@ class Story:
             return None
         self._lost = False
         # The next outage is told when it comes, however soon; a client's own mistakes are not over with it.
-        lost = sum(kind.untold for error, kind in self._kinds.items() if issubclass(error, LinkError))
-        self._kinds = {error: kind for error, kind in self._kinds.items() if not issubclass(error, LinkError)}
+        lost = sum(kind.untold for (_, of_link), kind in self._kinds.items() if of_link)
+        self._kinds = {name: kind for name, kind in self._kinds.items() if not name[1]}
         return f"answers come again{f', after {lost} more errors' if lost else ''}"
+
+    def _told(self, now: float, what: str, error: SplitVLAError, *, of_link: bool) -> str | None:
+        kind = self._kinds.get((type(error), of_link))
+        if kind is not None and now - kind.told_at < _AGAIN_S:
+            kind.untold += 1
+            return None
+        self._lost = self._lost or of_link
+        self._kinds[type(error), of_link] = _Kind(now)
+        more = f" (and {kind.untold} times since the last such line)" if kind is not None and kind.untold else ""
+        return f"no action for {what}: {remedied(error)}{more}"
 
 
 class Complaints:
@@ -86,6 +93,10 @@ class Complaints:
     def failed(self, what: str, error: SplitVLAError) -> None:
         with self._lock:
             self._say(self._story.failed(self._clock(), what, error))
+
+    def refused(self, what: str, error: SplitVLAError) -> None:
+        with self._lock:
+            self._say(self._story.refused(self._clock(), what, error))
 
     def answered(self) -> None:
         with self._lock:

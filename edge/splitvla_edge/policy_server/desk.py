@@ -6,15 +6,17 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from splitvla_edge.policy_server.complaints import Complaints
 from splitvla_edge.policy_server.request import ActionRequest, check_key
-from splitvla_edge.policy_server.worker import Job, PolicyWorker, stopping
+from splitvla_edge.policy_server.worker import Job, PolicyWorker, stopping, waited
 from splitvla_shared.errors import DeadlineMissed, SplitVLAError
 from splitvla_shared.nouns import ActionChunk
 
 # The policy's own word on why it is late comes with its deadline, and says more than ours.
 _GRACE_S = 0.05
+E = TypeVar("E", bound=SplitVLAError)
 
 
 class ClientGone(Exception):  # noqa: N818 - what happened, in one word
@@ -35,6 +37,9 @@ class Arrival:
 
     def late(self) -> DeadlineMissed:
         return DeadlineMissed(f"no action within the deadline of {self.deadline_s * 1e3:.0f} ms")
+
+    def waited(self, now: float) -> DeadlineMissed:
+        return waited(now - self.arrived_at, self.deadline_s)
 
 
 class Desk:
@@ -67,7 +72,7 @@ class Desk:
         return (self._clock() - arrival.arrived_at) * 1e3
 
     async def act(
-        self, arrival: Arrival, read: Callable[[], Awaitable[ActionRequest]], gone: Callable[[], Awaitable[None]]
+        self, arrival: Arrival, read: Callable[[], Awaitable[ActionRequest]], gone: Callable[[], Awaitable[object]]
     ) -> ActionChunk:
         """The action, in time. read: gives the request. gone: returns when the client has hung up.
 
@@ -90,10 +95,11 @@ class Desk:
             if not self._under_way:
                 self._idle.set()
 
-    def refuse(self, what: str, error: SplitVLAError) -> None:
-        """Count and tell a request that never became one."""
+    def refuse(self, what: str, error: E) -> E:
+        """Count and tell a request that never became one; returns the error."""
         self.failed += 1
-        self._complaints.failed(what, error)
+        self._complaints.refused(what, error)
+        return error
 
     async def close(self) -> None:
         """Take nothing new, and wait for what is under way: each has its deadline."""
@@ -101,10 +107,12 @@ class Desk:
         await self._idle.wait()
 
     async def _acted(
-        self, arrival: Arrival, read: Callable[[], Awaitable[ActionRequest]], gone: Callable[[], Awaitable[None]]
+        self, arrival: Arrival, read: Callable[[], Awaitable[ActionRequest]], gone: Callable[[], Awaitable[object]]
     ) -> ActionChunk:
         if self._closing:
             raise stopping()
+        if not self._left_s(arrival):
+            raise arrival.waited(self._clock())
         try:
             request = await asyncio.wait_for(read(), self._left_s(arrival))
         except asyncio.TimeoutError as error:

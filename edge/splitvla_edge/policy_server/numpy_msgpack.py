@@ -15,6 +15,7 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
+from splitvla_edge.policy_server.request import shown
 from splitvla_shared.errors import CodecError
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -86,13 +87,13 @@ def _dtype(value: dict[Any, Any]) -> np.dtype[Any]:
     name = value.get(b"dtype")
     dtype = _DTYPES.get(name) if isinstance(name, str) else None
     if dtype is None:
-        raise CodecError(f"an array has dtype {name!r}; accepted are {', '.join(_DTYPES)}")
+        raise CodecError(f"an array has dtype {shown(name)}; accepted are {', '.join(_DTYPES)}")
     return dtype
 
 
 def _array(data: Any, dtype: np.dtype[Any], shape: Any) -> npt.NDArray[Any]:
     if not isinstance(shape, list) or len(shape) > _MAX_DIMS or not all(type(n) is int and n >= 0 for n in shape):
-        raise CodecError(f"an array has shape {shape!r}; expected at most {_MAX_DIMS} sizes")
+        raise CodecError(f"an array has shape {shown(shape)}; expected at most {_MAX_DIMS} sizes")
     if not isinstance(data, bytes) or math.prod(shape) * dtype.itemsize != len(data):
         size = len(data) if isinstance(data, bytes) else "no"
         raise CodecError(f"an array of shape {shape} and dtype {dtype.str!r} came with {size} bytes")

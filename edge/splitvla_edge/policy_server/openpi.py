@@ -29,6 +29,8 @@ FIRST_CAMERA_KEYS = (
     "full_image",  # OpenVLA-OFT
 )
 _PROMPT = "prompt"
+# What is repeated of an observation's keys when none of them is a picture's.
+_NAMED_KEYS, _NAMED_CHARS = 10, 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,8 @@ def _first_camera(message: Mapping[Any, Any]) -> tuple[str, ...]:
     found = tuple(key for key in FIRST_CAMERA_KEYS if _find(message, key) is not None)
     if len(found) == 1:
         return found
-    have = ", ".join(sorted(key for key in message if isinstance(key, str))) or "nothing"
+    names = sorted(key for key in message if isinstance(key, str) and len(key) <= _NAMED_CHARS)[:_NAMED_KEYS]
+    have = ", ".join((*names, "others")[: len(message)]) or "nothing"
     what = f"several pictures, {', '.join(found)}" if found else f"no picture under a known name (it holds {have})"
     raise ObservationError(f"the observation holds {what}; start serve-policy with --cameras KEY")
 

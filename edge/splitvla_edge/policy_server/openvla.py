@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from splitvla_edge.images import check_image
-from splitvla_edge.policy_server.request import ActionRequest
+from splitvla_edge.policy_server.request import ActionRequest, shown
 from splitvla_shared.errors import CodecError, ObservationError
 from splitvla_shared.nouns import ActionArray, Image
 
@@ -26,7 +26,7 @@ _IMAGE_DTYPE = "|u1"
 _MAX_DIMS = 3
 # The base64 of an image holds none of these, so a message of few values has few; lists cost far more than their bytes.
 _MAX_VALUES = 4096
-_VALUE_MARKS = (b"[", b"{", b",")
+_VALUE_MARKS = "[{,"
 
 
 class NotAnObject(ObservationError):  # noqa: N818 - what it is, in one word
@@ -43,8 +43,6 @@ class ActCall:
 
 def read_call(body: bytes) -> ActCall:
     """Raises NotAnObject, ObservationError, or CodecError when an array is not what it says."""
-    if sum(body.count(mark) for mark in _VALUE_MARKS) > _MAX_VALUES:
-        raise ObservationError("the body holds thousands of JSON values; send the image as json_numpy does, not a list")
     message = _object(body)
     if message is None:
         raise NotAnObject("the body is not a JSON object; send {image, instruction, unnorm_key}")
@@ -53,7 +51,7 @@ def read_call(body: bytes) -> ActCall:
         inner = message["encoded"]
         if len(message) > 1 or not isinstance(inner, str):
             raise ObservationError("`encoded` is not the only key, or no text; send {encoded: json_numpy.dumps(...)}")
-        message = _object(inner)
+        message = _object(inner)  # whose marks may be escaped in the outer text
         if message is None:
             raise ObservationError("what is `encoded` is not a JSON object; send json_numpy.dumps of a dict")
     return ActCall(_read_request(message), double_encoded)
@@ -69,6 +67,13 @@ def write_action(action: ActionArray, double_encoded: bool) -> bytes:
 
 
 def _object(text: bytes | str) -> dict[str, Any] | None:
+    """Raises ObservationError when it holds more values than a request has."""
+    if isinstance(text, str):
+        values = sum(text.count(mark) for mark in _VALUE_MARKS)
+    else:
+        values = sum(text.count(mark) for mark in _VALUE_MARKS.encode())
+    if values > _MAX_VALUES:
+        raise ObservationError("the body holds thousands of JSON values; send the image as json_numpy does, not a list")
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -90,11 +95,11 @@ def _read_image(value: Any) -> Image:
         raise ObservationError(f"`image` is {_kind(value)}; send a uint8 array as json_numpy encodes it")
     data, dtype, shape = value["__numpy__"], value.get("dtype"), value.get("shape")
     if dtype != _IMAGE_DTYPE:
-        raise CodecError(f"`image` has dtype {dtype!r}; send uint8 (|u1) with values 0..255")
+        raise CodecError(f"`image` has dtype {shown(dtype)}; send uint8 (|u1) with values 0..255")
     if not isinstance(shape, list) or len(shape) > _MAX_DIMS or not all(type(n) is int and n > 0 for n in shape):
-        raise CodecError(f"`image` has shape {shape!r}; expected [height, width, 3]")
+        raise CodecError(f"`image` has shape {shown(shape)}; expected [height, width, 3]")
     size = math.prod(shape)
-    if not isinstance(data, str) or len(data) != 4 * math.ceil(size / 3):
+    if not isinstance(data, str) or len(data) != 4 * -(-size // 3):
         length = len(data) if isinstance(data, str) else "no"
         raise CodecError(f"`image` of shape {shape} came with {length} characters of base64")
     try:

@@ -15,12 +15,22 @@ from splitvla_edge.handshakes import Handshakes
 from splitvla_edge.policy_server.complaints import Complaints
 from splitvla_edge.policy_server.ladder import PayloadLadder
 from splitvla_edge.policy_server.request import ActionRequest
-from splitvla_shared.errors import DeadlineMissed, LinkError, Overloaded, ServerFault, SplitVLAError, Unreachable
+from splitvla_shared.errors import (
+    DeadlineMissed,
+    LinkError,
+    ObservationError,
+    Overloaded,
+    ServerFault,
+    SplitVLAError,
+    Unreachable,
+)
 from splitvla_shared.nouns import ActionChunk, Observation
 from splitvla_shared.rungs import Rung
 
 # One robot asks for one action at a time; this many are several programs that don't know of each other.
 _WAITING_LIMIT = 8
+# What a policy may raise whose link is closed under its hands.
+_TORN = (RuntimeError, AttributeError)
 
 
 class Policy(Protocol):
@@ -32,6 +42,8 @@ class Policy(Protocol):
     def rungs(self) -> Sequence[Rung]: ...
 
     def act(self, observation: Observation, *, deadline_s: float, rung: Rung) -> ActionChunk: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +78,7 @@ class PolicyWorker:
         self._policy, self._complaints, self._accept_clipped, self._clock = policy, complaints, accept_clipped, clock
         self._queue: queue.Queue[Job | None] = queue.Queue()  # None: nothing to do but to look at `_closing`
         self._closing = threading.Event()
+        self._hurried = False
         self._handshakes, self._ladder = Handshakes(), PayloadLadder(policy.rungs)
         self._not_before = -math.inf
         self._step = 0
@@ -89,6 +102,13 @@ class PolicyWorker:
         if self._thread.is_alive():
             self._thread.join()
 
+    def hurry(self) -> None:
+        """Let no call finish: the policy is closed, and what is under way ends with Unreachable. `close` comes next."""
+        self._hurried = True
+        self._closing.set()
+        self._queue.put(None)
+        self._policy.close()
+
     def step(self) -> None:
         """Agree with the server, answer one request, or wait for either.
 
@@ -109,6 +129,10 @@ class PolicyWorker:
             lost = None
         except SplitVLAError as error:
             lost = error
+        except _TORN:
+            if not self._hurried:
+                raise
+            lost = None
         finally:
             self._closing.set()
             if lost is None:
@@ -160,16 +184,14 @@ class PolicyWorker:
             job.answer.set_exception(error)
         finally:
             if not job.answer.done():
-                job.answer.set_exception(ServerFault("the policy server failed; its log says where"))
+                slip = ServerFault("the policy server failed; its log says where")
+                job.answer.set_exception(stopping() if self._hurried else slip)
 
     def _act(self, job: Job) -> ActionChunk:
         now = self._clock()
         left_s = job.arrived_at + job.deadline_s - now
         if left_s <= 0:
-            raise DeadlineMissed(
-                f"not computed: it waited {(now - job.arrived_at) * 1e3:.0f} ms for other requests, "
-                f"with a deadline of {job.deadline_s * 1e3:.0f} ms"
-            )
+            raise waited(now - job.arrived_at, job.deadline_s)
         if now < self._not_before:
             raise Overloaded(f"the server asked to be left alone for {(self._not_before - now) * 1e3:.0f} ms more")
         self._step += 1
@@ -184,6 +206,9 @@ class PolicyWorker:
             if isinstance(error, LinkError):
                 self._not_before = self._clock() + error.retry_after_s
             raise
+        except MemoryError as error:  # the request is too large, not this process too ill
+            shapes = ", ".join(str(image.shape) for image in request.images)
+            raise ObservationError(f"pictures of shape {shapes} take more memory than there is; scale down") from error
         self._ladder.met(self._clock(), job.arrived_at, chunk, rung, job.deadline_s)
         self._check(chunk)
         return chunk
@@ -204,3 +229,10 @@ def _fail(job: Job | None, error: SplitVLAError) -> None:
 
 def stopping() -> Unreachable:
     return Unreachable("the policy server is stopping; ask again when it is back")
+
+
+def waited(waited_s: float, deadline_s: float) -> DeadlineMissed:
+    return DeadlineMissed(
+        f"not computed: it waited {waited_s * 1e3:.0f} ms for other requests, "
+        f"with a deadline of {deadline_s * 1e3:.0f} ms"
+    )
