@@ -180,6 +180,12 @@ def test_settings_that_make_no_sense_are_refused(overrides: list[str]) -> None:
         load_config(RunSettings, None, overrides)
 
 
+def test_a_hedge_without_a_second_server_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs two servers"):
+        load_config(RunSettings, None, ["hedge_ms=120.0", "server='host:1'"])
+    assert load_config(RunSettings, None, ["hedge_ms=120.0", "server='host:1,other:1'"]).hedge_ms == 120.0
+
+
 def test_a_run_without_instruction_bundle_or_server_does_not_begin(tmp_path: Path) -> None:
     with pytest.raises(ObservationError, match="instruction"):
         run(RunSettings(bundle=tmp_path, server="host:1"))

@@ -86,6 +86,8 @@ class RunSettings:
             raise ConfigError(f"control_hz is {self.control_hz}; expected 0.1..1000")
         if self.hedge_ms is not None and not self.hedge_ms > 0:
             raise ConfigError(f"hedge_ms is {self.hedge_ms}; expected above 0")
+        if self.hedge_ms is not None and self.server and "," not in self.server:
+            raise ConfigError(f"hedge_ms is {self.hedge_ms:g}; it needs two servers: --server A,B")
         if self.duration_s is not None and not self.duration_s > 0:
             raise ConfigError(f"duration_s is {self.duration_s}; expected above 0")
         if self.mode == "forced-local" and self.local.policy is None:
