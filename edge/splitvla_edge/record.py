@@ -8,7 +8,6 @@ import io
 import json
 import math
 import queue
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from splitvla_edge.operator_lines import say
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.nouns import StageTimes
 
@@ -124,7 +124,7 @@ class LineWriter:
         self._take_back_torn_line(file)
         self.failed += 1
         if self.failed == 1:
-            print(f"splitvla-edge: {self._path}: {reason}; the log has gaps", file=sys.stderr)
+            say(f"{self._path}: {reason}; the log has gaps")
 
     def _take_back_torn_line(self, file: io.FileIO) -> None:
         """A disk that fills up takes the first part of a line: without it, what follows can still be read."""
