@@ -16,7 +16,7 @@ from PIL import Image as PillowImage
 
 from splitvla_edge.daemon import RunSettings, run
 from splitvla_edge.fallback import Outcome
-from splitvla_edge.record import STEPS_FILE, read_steps
+from splitvla_edge.record import STEPS_FILE, read_steps, run_has_ended
 from splitvla_edge.robots.replay import ReplaySettings
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.config import load_config
@@ -148,12 +148,16 @@ def test_the_operator_s_reset_begins_a_new_epoch(tiny_bundles: Path, server: str
         assert daemon.finish()[0] == 0
 
 
-def test_without_a_server_it_waits_disarmed_until_it_is_ended(tiny_bundles: Path, frames: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_without_a_server_it_waits_disarmed_until_it_is_ended(
+    tiny_bundles: Path, frames: Path, number: signal.Signals
+) -> None:
     with replaying(tiny_bundles / "edge", "127.0.0.1:9", frames) as daemon:
         missed = daemon.wait_for(lambda record: record.miss != "")
-        daemon.process.send_signal(signal.SIGTERM)
+        daemon.process.send_signal(number)
         code, _, err = daemon.finish()
     assert code == 0, err
+    assert run_has_ended(daemon.run_dir)
     assert (missed.state, missed.miss) == ("INIT", Outcome.UNREACHABLE.name)
     assert "127.0.0.1:9" in missed.detail
 

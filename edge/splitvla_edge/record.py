@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import math
+import os
 import queue
 import threading
 from collections import Counter
@@ -142,6 +144,17 @@ def write_run(run_dir: Path, content: Mapping[str, Any]) -> None:
         draft.replace(run_dir / RUN_FILE)
     except OSError as error:
         raise ConfigError(f"{run_dir / RUN_FILE} can't be written: {error.strerror}; choose another folder") from error
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Whether a run was begun in that folder, whose log another one would overwrite."""
+    return os.path.exists(run_dir / RUN_FILE)  # noqa: PTH110 - Path.exists raises where the folder can't be looked into
+
+
+def unused(run_dir: Path) -> Path:
+    """`run_dir`, or the first of `run_dir`-2, -3, ... where that one holds a run already."""
+    others = (run_dir.with_name(f"{run_dir.name}-{number}") for number in itertools.count(2))
+    return next(each for each in itertools.chain((run_dir,), others) if not holds_run(each))
 
 
 def run_has_ended(run_dir: Path) -> bool:
