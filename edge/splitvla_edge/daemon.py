@@ -20,7 +20,7 @@ from splitvla_edge.fallback import FallbackSettings, Mode, State
 from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.local.settings import LocalSettings, RecordingSettings
 from splitvla_edge.notices import Notices
-from splitvla_edge.operator_lines import give_up_unsaid, say
+from splitvla_edge.operator_lines import say
 from splitvla_edge.perception import STANDBY_OFF, STANDBY_STARTED, PerceptionSettings
 from splitvla_edge.record import (
     STEPS_FILE,
@@ -200,12 +200,10 @@ def _print_summary(run_dir: Path, robot: OpenedRobot) -> None:
     except ConfigError as error:
         summary = f"no summary: {error}"
     _tell(*(episode.line() for episode in robot.episodes), f"{run_dir}: {summary}")
-    give_up_unsaid(sys.stdout)
-    give_up_unsaid(sys.stderr)
 
 
 def _tell(*lines: str) -> None:
-    """On standard output, which may be gone, or on a full disk."""
+    """On standard output, which may be gone or full. Flushed: what is left would fail the interpreter at its exit."""
     with contextlib.suppress(OSError):
         for line in lines:
             print(line, flush=True)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import sys
 import threading
-from pathlib import Path
 from typing import TextIO
 
 _QUEUE_LINES = 64
@@ -17,15 +15,6 @@ def say(text: str, stream: TextIO | None = None) -> None:
     """Print a line, to standard error where no stream is named; may wait, never raises when nobody can be told."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
         print(f"splitvla-edge: {text}", file=sys.stderr if stream is None else stream, flush=True)
-
-
-def give_up_unsaid(stream: TextIO) -> None:
-    """At the end: drop what nobody can be told, on which the interpreter would fail, with an exit code of its own."""
-    try:
-        stream.flush()
-    except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 class Printer:
