@@ -6,10 +6,7 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -17,18 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from splitvla_edge.channel import Channel
 from splitvla_edge.daemon import RunSettings, run
-from splitvla_edge.fallback import Hint, Outcome
-from splitvla_edge.record import STEPS_FILE, read_steps
+from splitvla_edge.fallback import Outcome
+from splitvla_edge.record import STEPS_FILE, read_steps, run_has_ended
 from splitvla_edge.robots.replay import ReplaySettings
-from splitvla_edge.supervisor import Supervisor
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.config import load_config
 from splitvla_shared.errors import ConfigError, ObservationError
 from splitvla_shared.spec import ModelSpec
 from splitvla_shared.wire import inference_pb2 as pb
-from tests.daemons import PATIENCE_S, Daemon, moving
+from tests.daemons import Daemon, moving
 from tests.fake_server import FakeServicer, description, serving
 
 HZ = 20.0
@@ -153,12 +148,16 @@ def test_the_operator_s_reset_begins_a_new_epoch(tiny_bundles: Path, server: str
         assert daemon.finish()[0] == 0
 
 
-def test_without_a_server_it_waits_disarmed_until_it_is_ended(tiny_bundles: Path, frames: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_without_a_server_it_waits_disarmed_until_it_is_ended(
+    tiny_bundles: Path, frames: Path, number: signal.Signals
+) -> None:
     with replaying(tiny_bundles / "edge", "127.0.0.1:9", frames) as daemon:
         missed = daemon.wait_for(lambda record: record.miss != "")
-        daemon.process.send_signal(signal.SIGTERM)
+        daemon.process.send_signal(number)
         code, _, err = daemon.finish()
     assert code == 0, err
+    assert run_has_ended(daemon.run_dir)
     assert (missed.state, missed.miss) == ("INIT", Outcome.UNREACHABLE.name)
     assert "127.0.0.1:9" in missed.detail
 
@@ -180,6 +179,12 @@ def test_settings_that_make_no_sense_are_refused(overrides: list[str]) -> None:
         load_config(RunSettings, None, overrides)
 
 
+def test_a_hedge_without_a_second_server_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs two servers"):
+        load_config(RunSettings, None, ["hedge_ms=120.0", "server='host:1'"])
+    assert load_config(RunSettings, None, ["hedge_ms=120.0", "server='host:1,other:1'"]).hedge_ms == 120.0
+
+
 def test_a_run_without_instruction_bundle_or_server_does_not_begin(tmp_path: Path) -> None:
     with pytest.raises(ObservationError, match="instruction"):
         run(RunSettings(bundle=tmp_path, server="host:1"))
@@ -187,99 +192,3 @@ def test_a_run_without_instruction_bundle_or_server_does_not_begin(tmp_path: Pat
         run(RunSettings(instruction="pick up the can"))
     with pytest.raises(ConfigError, match="robot 'arm' is unknown"):
         run(RunSettings(tmp_path, "host:1", "arm", "pick up the can", replay=ReplaySettings(tmp_path)))
-
-
-def start_script(script: str) -> Callable[[int], subprocess.Popen[str]]:
-    """A perception process of a few lines; `fd` is its end of the channel."""
-
-    def start(fd: int) -> subprocess.Popen[str]:
-        return subprocess.Popen([sys.executable, "-c", f"fd = {fd}\n{script}"], pass_fds=(fd,), text=True)
-
-    return start
-
-
-def test_a_process_that_talks_nonsense_is_killed_and_started_again() -> None:
-    script = "import socket, time\nsocket.socket(fileno=fd).send(b'nonsense')\ntime.sleep(60)"
-    supervisor = Supervisor("perception", Channel.pair, start_script(script))
-    supervisor.begin()
-    until = time.monotonic() + PATIENCE_S
-    while supervisor.generation < 2 and time.monotonic() < until:
-        assert supervisor.receive() == []
-        supervisor.send(Hint(1, 0, 0.3, 0.1, 0.5, True))
-        time.sleep(0.01)
-    supervisor.end()
-    assert supervisor.generation == 2
-    assert (supervisor.up, supervisor.pid) == (False, None)
-
-
-def test_a_process_that_does_not_end_with_the_channel_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitvla_edge.supervisor._END_S", 0.2)
-    processes = []
-
-    def start(fd: int) -> subprocess.Popen[str]:
-        processes.append(start_script("import time; time.sleep(60)")(fd))
-        return processes[0]
-
-    supervisor = Supervisor("perception", Channel.pair, start)
-    supervisor.begin()
-    until = time.monotonic() + PATIENCE_S
-    while not supervisor.up and time.monotonic() < until:
-        time.sleep(0.01)
-    supervisor.end()
-    assert processes[0].wait(PATIENCE_S) == -signal.SIGKILL
-
-
-def test_a_standby_ends_with_the_daemon_and_one_that_died_is_no_standby() -> None:
-    """What it begins says a word and stays; its standby is killed before it is needed."""
-    begun: list[subprocess.Popen[str]] = []
-
-    def start(fd: int) -> subprocess.Popen[str]:
-        begun.append(start_script(_SPEAKS)(fd))
-        return begun[-1]
-
-    supervisor = Supervisor("perception", Channel.pair, start, standby=True)
-    supervisor.begin()
-    _until(lambda: supervisor.receive() is not None and len(begun) == 2)
-    begun[1].kill()
-    begun[1].wait(PATIENCE_S)
-    begun[0].kill()
-    _until(lambda: supervisor.receive() is not None and len(begun) == 4)
-    assert (supervisor.pid, supervisor.generation, supervisor.restarts) == (begun[2].pid, 2, 1)
-    supervisor.end()
-    assert [process.poll() is None for process in begun] == [False] * 4
-
-
-_SPEAKS = """
-from splitvla_edge.channel import Channel, FrameSeen
-channel = Channel.from_fd(fd)
-channel.send(FrameSeen(1.0, 0))
-channel.wait(60)
-"""
-
-
-def _until(what: Callable[[], bool]) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while not what() and time.monotonic() < until:
-        time.sleep(0.01)
-    assert what()
-
-
-def test_an_exit_that_no_restart_can_mend_is_final() -> None:
-    told: list[int | None] = []
-    supervisor = Supervisor("perception", Channel.pair, start_script("raise SystemExit(3)"))
-    supervisor.on_fatal = lambda: told.append(supervisor.fatal)
-    supervisor.begin()
-    supervisor._thread.join(PATIENCE_S)
-    assert told == [3]
-    assert (supervisor.generation, supervisor.restarts) == (1, 0)
-    supervisor.end()
-
-
-def test_the_other_end_sees_that_the_daemon_is_gone() -> None:
-    """perception must not outlive a control process that was killed: nobody else holds its end of the channel."""
-    ours, theirs = Channel.pair()
-    script = "from splitvla_edge.channel import Channel\nChannel.from_fd(fd).wait(30)"
-    process = start_script(script)(theirs.fileno())
-    theirs.close()
-    ours.close()
-    assert process.wait(PATIENCE_S) == 0

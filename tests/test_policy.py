@@ -342,6 +342,11 @@ def test_connect_names_the_half_that_is_needed(tiny_bundles: Path) -> None:
         EdgePolicy.connect(tiny_bundles / "cloud", "127.0.0.1:1")
 
 
+def test_a_hedge_without_a_second_server_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"hedge_ms is 120; it needs two servers: --server A,B"):
+        EdgePolicy.open(tmp_path / "no-bundle", "127.0.0.1:1", hedge_ms=120)
+
+
 def test_the_last_answer_is_the_next_frames_draft_until_a_new_handshake(policy: EdgePolicy, link: FakeLink) -> None:
     first = (MIDDLE, 31999, 31744, MIDDLE, MIDDLE, MIDDLE, 31744)
     link.outcome = Reply(1, tokens=first)

@@ -140,6 +140,21 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_line_leaves_whole_lines(
     assert capsys.readouterr().err.count("no space left for a whole line; the log has gaps") == 1
 
 
+def test_a_full_disk_that_nobody_can_be_told_of_costs_no_line_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, gone = tmp_path / "steps.jsonl", StuckFile(OSError(errno.EIO, "Input/output error"))
+    disk = SmallDisk(path, "wb")
+    monkeypatch.setattr(Path, "open", lambda *_, **__: disk)
+    monkeypatch.setattr("sys.stderr", gone)
+    writer = LineWriter(path)
+    for line in ("one", "a long line", "six"):
+        writer.put(line)
+    writer.close()
+    monkeypatch.undo()
+    assert path.read_text() == "one\nsix\n"
+
+
 def test_a_disk_that_hangs_costs_lines_and_never_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = StuckFile(None)
     monkeypatch.setattr(Path, "open", lambda *_, **__: file)

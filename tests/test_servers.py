@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import grpc
@@ -96,6 +97,11 @@ class Rig:
             return self.pool.infer(CALL, 0.3)
         except LinkError as error:
             return error
+
+    def settle(self) -> None:
+        """Wait for the probes that are out."""
+        self.pool._threads.shutdown(wait=True)
+        self.pool._threads = ThreadPoolExecutor(4)
 
     def counts(self) -> tuple[int, int]:
         return len(self.a.calls), len(self.b.calls)
@@ -196,6 +202,40 @@ def test_a_server_that_failed_is_probed_once_and_never_with_a_frame(rig: Rig) ->
     assert rig.counts() == (1, 2)
 
 
+def test_a_server_whose_probe_failed_in_an_outage_takes_over_when_it_is_needed(rig: Rig) -> None:
+    well, gone = (rig.a.outcome, rig.a.description), Unreachable("no network")
+
+    def die(server: FakeServer) -> None:
+        server.outcome = server.description = gone
+
+    def come_back(server: FakeServer) -> None:
+        server.outcome, server.description = well
+
+    die(rig.a)
+    die(rig.b)
+    for wait_s in (0.0, 0.0, 1.1, 2.1):  # both refuse, and then no probe is answered
+        rig.now += wait_s
+        rig.infer()
+        rig.settle()
+    come_back(rig.b)
+    assert isinstance(rig.infer(), Reply), "a frame of the robot is answered before the next probe is due"
+    come_back(rig.a)
+    rig.now += 8.1
+    rig.infer()
+    rig.settle()
+    die(rig.b)
+    rig.infer()
+    assert isinstance(rig.infer(), Reply)
+    come_back(rig.b)
+    rig.now += 8.1
+    rig.infer()
+    rig.settle()
+    die(rig.a)
+    rig.infer()
+    assert isinstance(rig.infer(), Reply)
+    assert rig.pool.address == "b:2"
+
+
 def test_the_handshake_describes_the_first_server_that_can_be_used(rig: Rig) -> None:
     rig.a.description = ServerDescription(SPEC, tuple(Scheme), draining=True)
     described = rig.pool.describe(1.0)
@@ -215,6 +255,13 @@ def test_the_handshake_fails_only_when_no_server_answers(rig: Rig) -> None:
     rig.a.description = rig.b.description = Unreachable("nobody at home")
     with pytest.raises(Unreachable, match="nobody at home"):
         rig.pool.describe(1.0)
+    assert rig.pool.address == "a:1"
+
+
+def test_the_handshake_believes_only_the_servers_that_answer_now(rig: Rig) -> None:
+    rig.a.description = Unreachable("nobody at home")
+    rig.b.description = other = ServerDescription(replace(SPEC, fingerprint="0" * 64), tuple(Scheme))
+    assert rig.pool.describe(1.0) is other, "whose differences are to be named"
 
 
 def test_a_late_call_is_hedged_and_the_first_valid_answer_wins(hedging: Rig) -> None:

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import math
 import struct
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from splitvla_edge.datagrams import ChannelError
 from splitvla_edge.fallback import Command, FallbackSettings, LocalChunk, Mode, Ready, State, TickInputs
 from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.fallback.snapshot import restore, take
+from splitvla_edge.operator_lines import say
 from splitvla_edge.robots.base import ActionSpace, Kind
 from splitvla_shared.errors import ConfigError
 
@@ -107,7 +107,7 @@ def _write_file(path: Path, header: bytes, segments: list[tuple[bytes, tuple[byt
                 file.write(_LENGTH.pack(len(state)) + state + _LENGTH.pack(len(ticks)))
                 file.writelines(_LENGTH.pack(len(tick)) + tick for tick in ticks)
     except OSError as error:
-        print(f"splitvla-edge: {path}: {error.strerror}; there is no black box of this stop", file=sys.stderr)
+        say(f"{path}: {error.strerror}; there is no black box of this stop")
 
 
 @dataclass(frozen=True, slots=True)

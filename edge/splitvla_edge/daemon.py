@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -20,12 +20,22 @@ from splitvla_edge.fallback import FallbackSettings, Mode, State
 from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.local.settings import LocalSettings, RecordingSettings
 from splitvla_edge.notices import Notices
+from splitvla_edge.operator_lines import say
 from splitvla_edge.perception import STANDBY_OFF, STANDBY_STARTED, PerceptionSettings
-from splitvla_edge.record import STEPS_FILE, LineWriter, StepRecord, read_steps, summarise, write_run
-from splitvla_edge.robots import instruction_of, open_robot
+from splitvla_edge.record import (
+    STEPS_FILE,
+    LineWriter,
+    StepRecord,
+    holds_run,
+    read_steps,
+    summarise,
+    unused,
+    write_run,
+)
+from splitvla_edge.robots import ROBOTS, instruction_of, open_robot
 from splitvla_edge.robots.base import OpenedRobot
 from splitvla_edge.robots.camera import CameraSettings
-from splitvla_edge.robots.replay import ReplaySettings
+from splitvla_edge.robots.replay import ReplaySettings, commands_path
 from splitvla_edge.robots.shadow import ShadowRobot
 from splitvla_edge.robots.simulator.world import SimulatorSettings
 from splitvla_edge.supervisor import Supervisor, release_subcommand, start_subcommand
@@ -33,7 +43,10 @@ from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import ConfigError, RobotError
 from splitvla_shared.limits import check_instruction
 
-_SIGNALS = {signal.SIGINT: "stop", signal.SIGTERM: "stop", signal.SIGUSR1: "reset"}
+# SIGHUP: the operator's session is lost, and with it whoever watches the arm.
+_SIGNALS = {signal.SIGINT: "stop", signal.SIGTERM: "stop", signal.SIGHUP: "stop", signal.SIGUSR1: "reset"}
+# These come more than once, and must not keep the log from its end; a second Ctrl-C breaks off what does not end.
+_TO_THE_END = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +99,8 @@ class RunSettings:
             raise ConfigError(f"control_hz is {self.control_hz}; expected 0.1..1000")
         if self.hedge_ms is not None and not self.hedge_ms > 0:
             raise ConfigError(f"hedge_ms is {self.hedge_ms}; expected above 0")
+        if self.hedge_ms is not None and self.server and "," not in self.server:
+            raise ConfigError(f"hedge_ms is {self.hedge_ms:g}; it needs two servers: --server A,B")
         if self.duration_s is not None and not self.duration_s > 0:
             raise ConfigError(f"duration_s is {self.duration_s}; expected above 0")
         if self.mode == "forced-local" and self.local.policy is None:
@@ -110,13 +125,22 @@ class RunSettings:
         return PerceptionSettings(**shared, camera_memory=camera_memory)
 
 
+@dataclass(slots=True)
+class _Outcome:
+    """How the run stands. fatal: the exit code of what ended it. whole: it came to its end by itself."""
+
+    state: State = State.INIT
+    fatal: int | None = None
+    whole: bool = False
+
+
 def new_run_dir() -> Path:
     """runs/<time>, where a run without a folder of its own goes."""
-    return Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    return unused(Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
 
 
 def run(settings: RunSettings) -> int:
-    """Run until the camera is exhausted, the duration is over, or SIGINT or SIGTERM; SIGUSR1 is the operator's reset.
+    """Run until the camera is exhausted, the duration is over, or SIGINT, SIGTERM or SIGHUP; SIGUSR1 is the reset.
 
     Returns 0, RobotError's exit code when the run ended in SAFE_STOP or the robot did not take the last stop, or
     perception's own when it gave up for good.
@@ -127,27 +151,67 @@ def run(settings: RunSettings) -> int:
     check_instruction(settings.instruction)
     settings.perception()
     run_dir = settings.run_dir or new_run_dir()
+    if holds_run(run_dir):
+        raise ConfigError(f"{run_dir} holds a run already; name another folder or remove it")
     about = {"settings": dataclasses.asdict(settings), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "ended": False}
-    robot = open_robot(settings, settings.dt_s, run_dir)
-    log = LineWriter(run_dir / STEPS_FILE)
-    state, fatal = State.INIT, None
-    try:
+    outcome, requests = _Outcome(), Requests()
+    with contextlib.ExitStack() as parts:
+        robot = open_robot(settings, settings.dt_s, run_dir)
+        parts.callback(_close, robot)
+        log = LineWriter(run_dir / STEPS_FILE)
+        parts.callback(log.close)
         write_run(run_dir, about)
-        state, fatal = _control(settings, robot, log, run_dir)
-    finally:
+        if settings.robot in ROBOTS and settings.mode != Mode.SHADOW.value:
+            commands = commands_path(settings.replay, run_dir)
+            _tell(f"robot {settings.robot}: commands are recorded in {commands}, nothing moves")
+        with contextlib.ExitStack() as ending:
+            ending.enter_context(_signals(requests, _TO_THE_END))
+            ending.callback(lambda: _keep(run_dir, about, outcome, robot, log))  # when both are closed
+            ending.push(parts.pop_all())
+            _control(settings, robot, log, run_dir, requests, outcome)
+            outcome.whole = True
+    _print_summary(run_dir, robot)
+    if outcome.fatal is not None:
+        return outcome.fatal
+    return RobotError.exit_code if outcome.state is State.SAFE_STOP else 0
+
+
+def _close(robot: OpenedRobot) -> None:
+    try:
         robot.close()
-        log.close()
-        about |= {"ended": True, "state": state.value, "lines_lost": log.dropped + log.failed}
-        write_run(run_dir, about | {"episodes": [episode.to_record() for episode in robot.episodes]})
-    for episode in robot.episodes:
-        print(episode.line())
-    print(f"{run_dir}: {summarise(read_steps(run_dir / STEPS_FILE)).line()}")
-    if fatal is not None:
-        return fatal
-    return RobotError.exit_code if state is State.SAFE_STOP else 0
+    except (RobotError, OSError) as error:  # OSError: of a terminal that is gone, where an adapter prints
+        say(str(error))
 
 
-def _control(settings: RunSettings, robot: OpenedRobot, log: LineWriter, run_dir: Path) -> tuple[State, int | None]:
+def _keep(run_dir: Path, about: Mapping[str, Any], outcome: _Outcome, robot: OpenedRobot, log: LineWriter) -> None:
+    """The end of run.json, or why it is missing: neither hides how the run ended."""
+    ended = {"ended": True, "state": outcome.state.value, "lines_lost": log.dropped + log.failed}
+    try:
+        write_run(run_dir, {**about, **ended, "episodes": [episode.to_record() for episode in robot.episodes]})
+    except ConfigError as error:
+        say(str(error))
+    if not outcome.whole:
+        say(f"the run was broken off; its log is in {run_dir}")
+
+
+def _print_summary(run_dir: Path, robot: OpenedRobot) -> None:
+    try:
+        summary = summarise(read_steps(run_dir / STEPS_FILE)).line()
+    except ConfigError as error:
+        summary = f"no summary: {error}"
+    _tell(*(episode.line() for episode in robot.episodes), f"{run_dir}: {summary}")
+
+
+def _tell(*lines: str) -> None:
+    """On standard output, which may be gone or full. Flushed: what is left would fail the interpreter at its exit."""
+    with contextlib.suppress(OSError):
+        for line in lines:
+            print(line, flush=True)
+
+
+def _control(
+    settings: RunSettings, robot: OpenedRobot, log: LineWriter, run_dir: Path, requests: Requests, outcome: _Outcome
+) -> None:
     mode = Mode(settings.mode)
     machine = FallbackMachine(
         settings.fallback, robot.action_space, settings.dt_s, accept_clipped=settings.accept_clipped, mode=mode
@@ -164,19 +228,21 @@ def _control(settings: RunSettings, robot: OpenedRobot, log: LineWriter, run_dir
     )
     notices = Notices(sys.stderr)
     loop = ControlLoop(machine, driven, supervisor, _emitter(log, notices), recorder=box)
+    loop.requests = requests
 
     def give_up() -> None:
-        loop.requests.stop = True
+        requests.stop = True
 
     supervisor.on_fatal = give_up
     supervisor.begin()
     try:
-        with _signals(loop.requests):
-            state = loop.run(settings.duration_s)
+        with _signals(requests, (signal.SIGINT,)):
+            loop.run(settings.duration_s)
         if loop.stop_fault:
-            print(f"splitvla-edge: the robot did not take the last stop: {loop.stop_fault}", file=sys.stderr)
-        return state, supervisor.fatal or (RobotError.exit_code if loop.stop_fault else None)
+            say(f"the robot did not take the last stop: {loop.stop_fault}")
+        outcome.fatal = supervisor.fatal or (RobotError.exit_code if loop.stop_fault else None)
     finally:
+        outcome.state = machine.state
         supervisor.end()
         notices.close()
         box.close()
@@ -190,14 +256,17 @@ def _emitter(log: LineWriter, notices: Notices) -> Callable[[StepRecord], None]:
     return emit
 
 
-@contextmanager
-def _signals(requests: Requests) -> Iterator[None]:
+@contextlib.contextmanager
+def _signals(requests: Requests, numbers: Sequence[signal.Signals]) -> Iterator[None]:
     """Signals become flags of the loop; the previous handlers come back at the end."""
 
     def note(number: int, frame: FrameType | None) -> None:
         setattr(requests, _SIGNALS[signal.Signals(number)], True)
 
-    before: dict[signal.Signals, Any] = {number: signal.signal(number, note) for number in _SIGNALS}
+    # A SIGHUP that is ignored already (nohup) stays so: this run is to outlive its session.
+    outlives = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    taken = [number for number in numbers if not (number is signal.SIGHUP and outlives)]
+    before: dict[signal.Signals, Any] = {number: signal.signal(number, note) for number in taken}
     try:
         yield
     finally:

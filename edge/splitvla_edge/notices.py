@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from typing import TextIO
 
 from splitvla_edge.fallback import State
+from splitvla_edge.operator_lines import Printer
 from splitvla_edge.record import StepRecord
-
-_QUEUE_LINES = 64
 
 
 class Story:
@@ -40,21 +37,12 @@ class Notices:
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self._story, self._stream = Story(), stream
-        self._queue: queue.Queue[str | None] = queue.Queue(_QUEUE_LINES)
-        self._thread = threading.Thread(target=self._print, name="notices", daemon=True)
-        self._thread.start()
+        self._story, self._printer = Story(), Printer(stream)
 
     def add(self, record: StepRecord) -> None:
-        if (line := self._story.line(record)) is not None and not self._queue.full():
-            self._queue.put_nowait(line)
+        if (line := self._story.line(record)) is not None:
+            self._printer.say(line)
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Print what is queued, for at most `timeout_s`."""
-        if not self._queue.full():
-            self._queue.put_nowait(None)
-            self._thread.join(timeout_s)
-
-    def _print(self) -> None:
-        while (line := self._queue.get()) is not None:
-            print(f"splitvla-edge: {line}", file=self._stream, flush=True)
+        self._printer.close(timeout_s)

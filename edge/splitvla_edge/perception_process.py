@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from typing import TextIO
 
 from splitvla_edge.channel import Channel
 from splitvla_edge.fallback import Mode, Ready
 from splitvla_edge.local.recording import recording
 from splitvla_edge.local.runner import open_runner
+from splitvla_edge.operator_lines import say
 from splitvla_edge.perception import STANDBY_LOADED, Perception, PerceptionSettings
 from splitvla_edge.policy import EdgePolicy
 from splitvla_edge.robots import open_camera
@@ -88,5 +88,5 @@ def _open_policy(settings: PerceptionSettings) -> EdgePolicy:
         hedge_ms=settings.hedge_ms,
     )
     if policy.selection is not None:
-        print(f"splitvla-edge: encoder {settings.encoder} on {policy.selection.describe()}", file=sys.stderr)
+        say(f"encoder {settings.encoder} on {policy.selection.describe()}")
     return policy

@@ -157,6 +157,8 @@ class EdgePolicy:
         Raises BundleError, ConfigError, ObservationError (unknown `unnorm_key`).
         """
         addresses = check_addresses(server)  # first: a mistyped address should not cost a model load
+        if hedge_ms is not None and len(addresses) < 2:
+            raise ConfigError(f"hedge_ms is {hedge_ms:g}; it needs two servers: --server A,B")
         first = GrpcLink(addresses[0], security=security)
         link: Link = first
         with contextlib.ExitStack() as on_error:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import math
+import os
 import queue
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from splitvla_edge.operator_lines import say
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.nouns import StageTimes
 
@@ -124,7 +126,7 @@ class LineWriter:
         self._take_back_torn_line(file)
         self.failed += 1
         if self.failed == 1:
-            print(f"splitvla-edge: {self._path}: {reason}; the log has gaps", file=sys.stderr)
+            say(f"{self._path}: {reason}; the log has gaps")
 
     def _take_back_torn_line(self, file: io.FileIO) -> None:
         """A disk that fills up takes the first part of a line: without it, what follows can still be read."""
@@ -142,6 +144,17 @@ def write_run(run_dir: Path, content: Mapping[str, Any]) -> None:
         draft.replace(run_dir / RUN_FILE)
     except OSError as error:
         raise ConfigError(f"{run_dir / RUN_FILE} can't be written: {error.strerror}; choose another folder") from error
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Whether a run was begun in that folder, whose log another one would overwrite."""
+    return os.path.exists(run_dir / RUN_FILE)  # noqa: PTH110 - Path.exists raises where the folder can't be looked into
+
+
+def unused(run_dir: Path) -> Path:
+    """`run_dir`, or the first of `run_dir`-2, -3, ... where that one holds a run already."""
+    others = (run_dir.with_name(f"{run_dir.name}-{number}") for number in itertools.count(2))
+    return next(each for each in itertools.chain((run_dir,), others) if not holds_run(each))
 
 
 def run_has_ended(run_dir: Path) -> bool:

@@ -101,10 +101,11 @@ class ServerPool:
         asked = {self._threads.submit(self._look_at, server, timeout_s): server for server in self._servers}
         found = self._first_usable(asked)
         errors = [error for future in asked if future.done() and (error := future.result()) is not None]
+        answered = [server for future, server in asked.items() if future.done() and future.result() is None]
         with self._lock:
-            self._current = self._best() if found is None else found
+            self._current = self._best(answered) if found is None else found
             description = self._current.description
-        if description is None:
+        if description is None or not answered:
             raise Unreachable("; ".join(str(error) for error in errors) or "no server answers")
         return description
 
@@ -113,7 +114,7 @@ class ServerPool:
         with self._lock:
             self._probe_others()
             if not self._usable(self._current):
-                self._current = self._best()
+                self._current = self._best(self._servers)
             first = self._current
             second = self._spare(first) if self._hedge_after_s is not None else None
         if second is None or self._hedge_after_s is None or self._hedge_after_s >= deadline_s:
@@ -193,7 +194,9 @@ class ServerPool:
         except LinkError as failure:
             description, error = None, failure
         with self._lock:
-            server.description = description
+            # Without an answer the old one stands: a call that goes well closes the breaker, and nobody asks again.
+            # Another model is found out all the same: every call carries the fingerprint.
+            server.description = description or server.description
             well = description is not None and not description.draining and self._holds_model(server)
             if not well:
                 server.breaker.open(self._clock())
@@ -213,11 +216,11 @@ class ServerPool:
         shed = self._clock() < server.passed_over_until
         return server.breaker.closed and self._holds_model(server) and not shed
 
-    def _best(self) -> _Server:
+    def _best(self, among: Sequence[_Server]) -> _Server:
         """The first that can be used; else the first that holds the model, the one in use before others; else any."""
-        order = [self._current, *(server for server in self._servers if server is not self._current)]
+        order = sorted(among, key=lambda server: server is not self._current)
         for wanted in (self._usable, self._holds_model, lambda server: server.description is not None):
-            if (found := next(filter(wanted, self._servers if wanted == self._usable else order), None)) is not None:
+            if (found := next(filter(wanted, among if wanted == self._usable else order), None)) is not None:
                 return found
         return self._current
 

@@ -2,11 +2,15 @@
 
 Where a standby is wanted, a second process of the same kind is begun once the first one has spoken. It waits to be
 released; when the first one dies it takes over at once, so that the robot need not stand still for a whole start.
+
+Rules of this file: whatever goes wrong while a process is begun, it is tried again; nothing that is printed keeps the
+calling thread or the supervising one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import subprocess
 import sys
@@ -17,12 +21,16 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from splitvla_edge.datagrams import ChannelClosed, ChannelError, Datagrams
+from splitvla_edge.operator_lines import Printer
 
 FATAL = (2, 3)  # exit codes of ConfigError, ObservationError, BundleError and SpecMismatch: a restart mends none
 _BACKOFF_S = (0.1, 5.0)  # first and last; a robot stands still meanwhile
 _GOOD_RUN_S = 10.0  # a process that lived this long starts the back-off anew
 _LOOK_S = 1.0  # between looks whether the first process has spoken
+_WITHOUT_STANDBY_S = 5.0  # after one that could not be begun
 _END_S = 3.0
+# A unit's signal goes to every process of it, but these two are for the control process, which knows what they ask.
+_NOT_FOR_OTHERS = {signal.SIGHUP, signal.SIGUSR1}
 
 M = TypeVar("M")
 
@@ -30,14 +38,21 @@ Process = subprocess.Popen[str]
 
 
 def start_subcommand(name: str, settings_json: str, fd: int) -> Process:
-    """`perceive` or `simulate`, with its settings as the first line of standard input and its own process group."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "splitvla_edge", name, "--fd", str(fd)],
-        stdin=subprocess.PIPE,
-        text=True,
-        pass_fds=(fd,),
-        start_new_session=True,  # Ctrl-C is for the control process, which closes the channel
-    )
+    """`perceive` or `simulate`, with its settings as the first line of standard input and its own process group.
+
+    Raises OSError where the machine has no more processes, memory or files.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_OTHERS)  # of this thread; the new process inherits it
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "splitvla_edge", name, "--fd", str(fd)],
+            stdin=subprocess.PIPE,
+            text=True,
+            pass_fds=(fd,),
+            start_new_session=True,  # Ctrl-C is for the control process, which closes the channel
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it died at once; `wait` tells
         process.stdin.write(settings_json + "\n")
@@ -64,7 +79,8 @@ class Supervisor(Generic[M]):
     """One process and the channel to it; no call waits or raises. Owned by the control process.
 
     Mutable state: the process and the channel, exchanged by the supervising thread under a lock that nobody holds for
-    longer than a non-blocking call. `fatal` is the exit code with which the process gave up for good.
+    longer than a non-blocking call, and what is to be said of them. `fatal` is the exit code with which the process
+    gave up for good. `restarts` counts the starts that were refused too.
     """
 
     def __init__(
@@ -87,6 +103,8 @@ class Supervisor(Generic[M]):
         self.on_fatal: Callable[[], None] = lambda: None
         self._pair, self._start, self._release, self._clock = pair, start, release, clock
         self._wants_standby, self._spoken = standby, False
+        self._nonsense = self._refusal = ""
+        self._printer = Printer()
         self._standby: _Begun[M] | None = None
         self._lock = threading.Lock()
         self._ending = threading.Event()
@@ -131,6 +149,7 @@ class Supervisor(Generic[M]):
             standby.process.kill()
             standby.process.wait()
             standby.channel.close()
+        self._printer.close()
 
     def receive(self) -> list[M]:
         with self._lock:
@@ -139,7 +158,7 @@ class Supervisor(Generic[M]):
             except ChannelClosed:
                 return []
             except ChannelError as error:
-                print(f"splitvla-edge: {self.name}: {error}; it is started again", file=sys.stderr)
+                self._nonsense = str(error)
                 if self._process is not None:
                     self._process.kill()
                 return []
@@ -167,13 +186,22 @@ class Supervisor(Generic[M]):
                 backoff_s = _BACKOFF_S[0]
             self.restarts += 1
             then = "another one takes over" if ready else f"it is started again in {backoff_s:.1f} s"
-            print(f"splitvla-edge: {self.name} ended with {code}; {then}", file=sys.stderr)
+            self._printer.say(f"{self.name} {self._what_happened(code)}; {then}")
             if not ready:
                 self._ending.wait(backoff_s)
                 backoff_s = min(backoff_s * 2, _BACKOFF_S[1])
 
-    def _run_once(self) -> int:
+    def _what_happened(self, code: int | None) -> str:
+        nonsense, self._nonsense = self._nonsense, ""
+        if code is None:
+            return f"can't be started ({self._refusal})"
+        return f"talked nonsense ({nonsense}) and ended with {code}" if nonsense else f"ended with {code}"
+
+    def _run_once(self) -> int | None:
+        """Its exit code; None when it could not be begun."""
         begun = self._take_standby() or self._begin()
+        if begun is None:
+            return None
         process = begun.process
         with self._lock:
             self._process, self._channel, self._spoken = process, begun.channel, False
@@ -191,19 +219,31 @@ class Supervisor(Generic[M]):
 
     def _wait(self, process: Process) -> int:
         """Until it ends; meanwhile the standby is begun, when this one no longer needs all of the machine to start."""
+        look_s = _LOOK_S
         while self._wants_standby and self._standby is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(_LOOK_S)
+                return process.wait(look_s)
             if self._spoken and not self._ending.is_set():
-                self._standby = self._begin()
+                said, self._standby = self._refusal, self._begin()
+                look_s = _WITHOUT_STANDBY_S
+                if self._standby is None and self._refusal != said:
+                    self._printer.say(f"there is no second {self.name} for now ({self._refusal})")
         return process.wait()
 
-    def _begin(self) -> _Begun[M]:
-        channel, theirs = self._pair()
-        try:
-            return _Begun(self._start(theirs.fileno()), channel)
-        finally:
-            theirs.close()  # after the fork: while we held it, the channel would never see the end of the process
+    def _begin(self) -> _Begun[M] | None:
+        """None when the machine refuses it, for now: no more memory, processes or files."""
+        with contextlib.ExitStack() as on_error:
+            try:
+                channel, theirs = self._pair()
+                on_error.callback(channel.close)
+                with theirs:  # closed after the fork: while we held it, the channel would never see the process's end
+                    process = self._start(theirs.fileno())
+            except OSError as error:
+                self._refusal = error.strerror or str(error)
+                return None
+            on_error.pop_all()
+        self._refusal = ""
+        return _Begun(process, channel)
 
     def _take_standby(self) -> _Begun[M] | None:
         """The process that waits; None when there is none that lives."""

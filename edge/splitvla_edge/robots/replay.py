@@ -158,6 +158,11 @@ class _Video:
         self._capture.release()
 
 
+def commands_path(settings: ReplaySettings, run_dir: Path) -> Path:
+    """Where CommandRecorder writes."""
+    return settings.commands or run_dir / "commands.jsonl"
+
+
 class CommandRecorder:
     """A robot without an arm: every command is written to a file by a thread. Owned by the control process."""
 
@@ -172,7 +177,7 @@ class CommandRecorder:
             gripper=settings.gripper,
             gripper_start=1.0,  # open, in the convention of OpenVLA's training data
         )
-        path = settings.commands or run_dir / "commands.jsonl"
+        path = commands_path(settings, run_dir)
         self._line = _as_csv if path.suffix.lower() == ".csv" else _as_json
         self._writer = LineWriter(path)
         if self._line is _as_csv:

@@ -1,0 +1,211 @@
+"""How a run begins and ends, whatever its disk, its terminal, its robot or a bug of its own does to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image as PillowImage
+
+from splitvla_edge import daemon
+from splitvla_edge.control import Requests
+from splitvla_edge.daemon import RunSettings, run
+from splitvla_edge.episodes import Episode
+from splitvla_edge.fallback import Command
+from splitvla_edge.record import STEPS_FILE, read_steps, run_has_ended, unused, write_run
+from splitvla_edge.robots import ROBOTS
+from splitvla_edge.robots.base import ActionSpace, Kind, RobotState
+from splitvla_edge.robots.replay import CommandRecorder
+from splitvla_shared.errors import BundleError, ConfigError, RobotError
+
+
+class Arm:
+    """An arm that does as `reads` and `closes` say; the e-stop is pressed, so that the run ends in SAFE_STOP."""
+
+    camera_memory: Path | None = None
+    episodes: tuple[Episode, ...] = ()
+
+    def __init__(self) -> None:
+        self.action_space = ActionSpace(Kind.DELTA_EE, (-1.0,) * 7, (1.0,) * 7)
+        self.applied = self.stops = 0
+        self.reads: Callable[[], object] = lambda: None
+        self.closes: Callable[[], object] = lambda: None
+
+    def read_state(self) -> RobotState:
+        if self.applied == 2:
+            self.reads()
+        return RobotState(estop=True)
+
+    def apply(self, command: Command) -> None:
+        self.applied += 1
+
+    def stop(self) -> None:
+        self.stops += 1
+
+    def close(self) -> None:
+        self.closes()
+
+
+@pytest.fixture
+def arm(monkeypatch: pytest.MonkeyPatch) -> Arm:
+    """The robot of a run, beside a perception process that says nothing."""
+    made = Arm()
+    monkeypatch.setattr(daemon, "open_robot", lambda *_: made)
+    monkeypatch.setattr(daemon, "start_subcommand", _silent)
+    return made
+
+
+def _silent(name: str, told: str, fd: int) -> subprocess.Popen[str]:
+    script = f"import socket\nend = socket.socket(fileno={fd})\nwhile end.recv(4096):\n    pass"
+    return subprocess.Popen([sys.executable, "-c", script], pass_fds=(fd,), text=True, stdin=subprocess.PIPE)
+
+
+def settings(run_dir: Path, **options: Any) -> RunSettings:
+    given = {"robot": "arm:Arm", "control_hz": 50.0, "duration_s": 0.2, "standby": "off", **options}
+    return RunSettings(run_dir, "host:1", instruction="pick up the can", run_dir=run_dir, **given)
+
+
+def the_last_write_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(run_dir: Path, content: Mapping[str, Any]) -> None:
+        if content["ended"]:
+            raise ConfigError(f"{run_dir}/run.json can't be written: No space left on device; choose another folder")
+        write_run(run_dir, content)
+
+    monkeypatch.setattr(daemon, "write_run", write)
+
+
+def test_a_full_disk_does_not_hide_how_the_run_ended(
+    arm: Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    the_last_write_fails(monkeypatch)
+    assert run(settings(tmp_path)) == RobotError.exit_code
+    told = capsys.readouterr()
+    assert "run.json can't be written: No space left" in told.err
+    assert f"{tmp_path}: {arm.applied} ticks in" in told.out
+
+
+def test_an_end_that_nobody_reads_leaves_the_exit_code_as_it_is(tmp_path: Path) -> None:
+    frames, run_dir = tmp_path / "frames", tmp_path / "run"
+    frames.mkdir()
+    PillowImage.new("RGB", (8, 8)).save(frames / "1.png")
+    command = [sys.executable, "-m", "splitvla_edge", "run", "--bundle", str(tmp_path), "--server", "127.0.0.1:9"]
+    command += ["--frames", str(frames), "--instruction", "pick up the can", "--run-dir", str(run_dir)]
+    with (
+        (tmp_path / "stderr").open("w+") as err,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err, text=True) as process,
+    ):
+        assert process.stdout is not None
+        assert any(line.startswith("robot replay: commands are recorded") for line in process.stdout)
+        process.stdout.close()
+    said = (tmp_path / "stderr").read_text()
+    assert (process.returncode, "Traceback" in said) == (BundleError.exit_code, False), said
+    assert run_has_ended(run_dir)
+
+
+def test_a_log_that_can_t_be_read_costs_the_summary_only(
+    arm: Arm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arm.closes = (tmp_path / STEPS_FILE).unlink
+    assert run(settings(tmp_path)) == RobotError.exit_code
+    assert f"{tmp_path}: no summary: " in capsys.readouterr().out
+
+
+def test_a_robot_that_does_not_close_costs_neither_log_nor_run_json(
+    arm: Arm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise RobotError("the driver does not answer")
+
+    arm.closes = refuse
+    assert run(settings(tmp_path)) == RobotError.exit_code
+    assert run_has_ended(tmp_path)
+    assert len(read_steps(tmp_path / STEPS_FILE)) == arm.applied
+    assert "the driver does not answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("disk", ["well", "full"])
+def test_a_bug_stops_the_robot_and_says_where_the_log_is_and_what_it_was(
+    arm: Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], disk: str
+) -> None:
+    if disk == "full":
+        the_last_write_fails(monkeypatch)
+    arm.reads = lambda: 1 // 0
+    with pytest.raises(ZeroDivisionError) as raised:
+        run(settings(tmp_path))
+    assert any("test_run_end" in str(entry.path) for entry in raised.traceback), "where it was"
+    assert arm.stops
+    assert len(read_steps(tmp_path / STEPS_FILE)) == 2
+    assert f"its log is in {tmp_path}" in capsys.readouterr().err
+    if disk == "well":
+        about = json.loads((tmp_path / "run.json").read_text())
+        assert (about["ended"], about["state"]) == (True, "SAFE_STOP")
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1])
+def test_a_second_signal_does_not_keep_the_run_from_its_end(arm: Arm, tmp_path: Path, number: signal.Signals) -> None:
+    """A lost session says so twice: the shell tells its jobs, and the kernel those in the foreground."""
+    before = signal.getsignal(number)
+    arm.reads = lambda: os.kill(os.getpid(), number)
+    arm.closes = lambda: os.kill(os.getpid(), number)
+    assert run(settings(tmp_path)) == RobotError.exit_code
+    assert run_has_ended(tmp_path)
+    assert signal.getsignal(number) is before
+
+
+def test_a_lost_session_ends_the_run_unless_that_is_to_be_ignored() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for handler, ends in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):  # nohup ignores it
+            signal.signal(signal.SIGHUP, handler)
+            requests = Requests()
+            with daemon._signals(requests, (signal.SIGHUP,)):
+                os.kill(os.getpid(), signal.SIGHUP)
+            assert requests.stop is ends
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_anything_moves(arm: Arm, tmp_path: Path) -> None:
+    assert run(settings(tmp_path)) == RobotError.exit_code
+    kept = (tmp_path / STEPS_FILE).read_bytes()
+    arm.applied = 0
+    with pytest.raises(ConfigError, match=f"{tmp_path} holds a run already; name another folder or remove it"):
+        run(settings(tmp_path))
+    assert (arm.applied, (tmp_path / STEPS_FILE).read_bytes()) == (0, kept)
+    assert unused(tmp_path / "new") == tmp_path / "new"
+    write_run(tmp_path.with_name(f"{tmp_path.name}-2"), {})
+    assert unused(tmp_path).name == f"{tmp_path.name}-3"
+
+
+def test_a_folder_that_can_t_be_written_is_found_out_before_anything_moves_and_the_robot_is_closed(
+    arm: Arm, tmp_path: Path
+) -> None:
+    closed: list[bool] = []
+    arm.closes = lambda: closed.append(True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="can't be written"):
+        run(settings(tmp_path / "file" / "run"))
+    assert (arm.applied, closed) == (0, [True])
+
+
+@pytest.mark.parametrize("name", ["replay", "camera"])
+def test_a_robot_that_only_records_says_so_and_where(
+    arm: Arm, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(settings(tmp_path, robot=name))
+    line = f"robot {name}: commands are recorded in {tmp_path / 'commands.jsonl'}, nothing moves\n"
+    assert line in capsys.readouterr().out
+
+
+def test_every_robot_of_the_table_only_records(tmp_path: Path) -> None:
+    for kind in ROBOTS.values():
+        robot = kind.robot(settings(tmp_path), tmp_path)
+        assert isinstance(robot, CommandRecorder)
+        robot.close()
