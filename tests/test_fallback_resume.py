@@ -164,6 +164,27 @@ def test_probes_have_a_short_deadline_but_every_fourth_in_a_row_that_fails_a_lon
     assert deadlines == [0.3, 0.3, 0.5, 0.3] * 2
 
 
+def test_a_call_that_expires_before_its_miss_arrives_is_one_miss() -> None:
+    bench = Bench(dt=0.05).nominal()
+    deadlines = []
+    for _ in range(8):
+        bench.step(bench.asked(within=0.04))
+        bench.step()
+        bench.step(Miss(bench.sequence, Outcome.MISSED))
+        deadlines.append(bench.machine.hint().deadline_max_s)
+    assert deadlines == [0.3, 0.3, 0.5, 0.3] * 2
+
+
+def test_a_miss_that_comes_after_a_later_call_was_answered_says_nothing_of_the_link() -> None:
+    bench = Bench().nominal()
+    bench.step(bench.asked(within=0.1))
+    late = bench.miss()
+    bench.step()
+    bench.step(bench.reply(age=0.05))
+    bench.step(late)
+    assert bench.step(bench.reply(age=0.05)).state is State.NOMINAL, "two answers in a row"
+
+
 def test_a_chunk_is_not_played_on_when_the_answers_that_prove_the_link_are_too_early_to_be_adopted() -> None:
     bench = Bench(chunk_length=8, dt=0.02)
     bench.step(bench.reply(actions=(ACTION,) * 8))
