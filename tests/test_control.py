@@ -16,7 +16,12 @@ from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.record import StepRecord
 from splitvla_edge.robots.base import ActionSpace, Kind, RobotState
 from splitvla_edge.robots.shadow import ShadowRobot
+from splitvla_edge.robots.simulator.memory import FrameMemory
+from splitvla_edge.robots.simulator.messages import Act, Status
+from splitvla_edge.robots.simulator.robot import SimulatedRobot
+from splitvla_edge.robots.simulator.world import SimulatorSettings
 from splitvla_shared.errors import RobotError
+from tests.sim_fakes import FakeProcess
 
 DT = 0.1
 SPACE = ActionSpace(Kind.DELTA_EE, (-1.0, 0.0), (1.0, 1.0), gripper=1)
@@ -250,6 +255,38 @@ def test_an_e_stop_of_the_robot_acts_in_the_same_tick() -> None:
     rig.tick(rig.chunk(1))
     rig.robot.state = RobotState(estop=True)
     assert rig.tick(rig.chunk(2)).state is State.SAFE_STOP
+
+
+def test_a_robot_that_its_operator_disarms_waits_in_init_and_arms_again_without_a_reset() -> None:
+    rig = Rig()
+    rig.tick(rig.chunk(1))
+    rig.robot.state = RobotState(enabled=False)
+    command = rig.tick(rig.chunk(2))
+    assert (command.state, command.cause, command.motion) == (State.INIT, Event.DISARMED.value, False)
+    rig.robot.state = RobotState()
+    states = [rig.tick(rig.chunk(number)).state for number in (3, 4, 5)]
+    assert states == [State.INIT, State.INIT, State.NOMINAL], "a frame from after it was armed is waited for"
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_no_answer_to_an_old_episode_s_picture_moves_the_arm_in_the_new_one(held: bool) -> None:
+    rig, process, memory = Rig(), FakeProcess(), FrameMemory.create()
+    robot = SimulatedRobot(SPACE, SimulatorSettings(), DT, process, memory, clock=lambda: rig.now)
+    rig.loop = ControlLoop(rig.machine, robot, rig.peer, rig.records.append, clock=lambda: rig.now, sleep=rig.sleep)
+    process.says = [Status(0, 0)]
+    rig.tick(*([rig.chunk(1)] if held else []))
+    for number in range(5 if held else 1):  # a hold that has settled, on a link that has proven itself by its end
+        rig.tick(*([Miss(2, Outcome.MISSED)] if number == 0 else [rig.chunk(3)] if number == 4 else []))
+    assert rig.machine.state is (State.HOLD if held else State.INIT)
+    picture_at = rig.now
+    process.says = [Status(1, 0)]
+    rig.tick()
+    old = [rig.tick(replace(rig.chunk(number), captured_at=picture_at + number * 1e-3)) for number in (4, 5)]
+    assert not any(command.motion for command in old)
+    assert any(rig.tick(rig.chunk(number)).motion for number in (6, 7))
+    assert isinstance(act := process.told[-1], Act)
+    assert (act.episode, act.motion) == (1, True)
+    memory.close()
 
 
 def test_a_perception_process_that_was_started_again_must_say_ready_again() -> None:

@@ -152,6 +152,7 @@ class ControlLoop:
             local=self._local,
             frame_at=self._frame_at,
             ready=self._ready,
+            enabled=state.enabled,
             robot_ready=state.ready and not self._apply_fault,
             estop=state.estop,
             contract=self._contract,
