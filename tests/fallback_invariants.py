@@ -24,6 +24,7 @@ class Watch:
     settled_at: float = -math.inf
     moved_at: float = -math.inf
     box: tuple[tuple[float, ...], float] | None = None
+    set_point: tuple[float, ...] | None = None
     executed: set[tuple[int, int]] = field(default_factory=set)
     epochs: dict[int, set[int]] = field(default_factory=dict)
     rung_changed_at: float = -math.inf
@@ -42,10 +43,13 @@ class Watch:
             if isinstance(reply, Chunk):
                 self.epochs.setdefault(reply.sequence, set()).add(reply.epoch)
         self._check_numbers(command)
+        taken = inputs.estop or not inputs.robot_ready or not inputs.enabled
+        if self.machine.space.kind is Kind.ABSOLUTE:
+            self._check_set_point(inputs, command, taken)
         self._check_states(now, inputs, before, command)
         if command.motion and command.state is not State.LOCAL:
             self._check_remote(now, command)
-        if command.state in (State.HOLD, State.INIT) and (before is not command.state or inputs.reset):
+        if taken or (command.state in (State.HOLD, State.INIT) and (before is not command.state or inputs.reset)):
             self.settled_at = now + self.machine.settings.settle_ms / 1e3
         self._check_rung(now)
         self.history.append((now, inputs, command, self.machine.hint()))
@@ -77,6 +81,26 @@ class Watch:
             assert command.values[space.gripper] == self.gripper  # 7
         if not command.motion and space.kind in (Kind.DELTA_EE, Kind.DELTA_JOINT):
             assert all(v == 0.0 for i, v in enumerate(command.values) if i != space.gripper)  # 7
+
+    def _check_set_point(self, inputs: TickInputs, command: Command, taken: bool) -> None:
+        """18: it stands or moves by a tick's travel, from the last one or from where the arm was left meanwhile."""
+        if taken or inputs.reset:
+            self.set_point = None
+        if not command.values:
+            return
+        space = self.machine.space
+        slack = [1e-3 * (high - low) for low, high in zip(space.low, space.high, strict=True)]
+        travel = self.machine.limits if command.motion else slack
+        starts = [each for each in (self.set_point, inputs.position) if each is not None]
+        assert any(
+            all(
+                abs(value - start) <= most + _EPSILON
+                for index, (value, start, most) in enumerate(zip(command.values, begin, travel, strict=True))
+                if index != space.gripper
+            )
+            for begin in starts
+        )
+        self.set_point = command.values
 
     def _check_states(self, now: float, inputs: TickInputs, before: State, command: Command) -> None:
         if command.state in (State.HOLD, State.SAFE_STOP, State.INIT, State.WAIT):

@@ -74,6 +74,9 @@ class Bench:
         return replace(LocalChunk(self.local_number, self.now + self.dt - age, (ACTION,), 1.0, 100), **changes)
 
     def miss(self, outcome: Outcome = Outcome.MISSED) -> Miss:
+        """Of the call in flight; without one, of a call that began and ended between two ticks."""
+        if self.machine.account.flight is None:
+            self.sequence += 1
         return Miss(self.sequence, outcome)
 
     def nominal(self) -> Bench:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from splitvla_edge.channel import Contract, Exhausted, FrameSeen, Message
 from splitvla_edge.control import ControlLoop
-from splitvla_edge.fallback import Chunk, Command, FallbackSettings, Hint, Miss, Outcome, Ready, State
+from splitvla_edge.fallback import Chunk, Command, Event, FallbackSettings, Hint, Miss, Outcome, Ready, State
 from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.record import StepRecord
 from splitvla_edge.robots.base import ActionSpace, Kind, RobotState
 from splitvla_edge.robots.shadow import ShadowRobot
+from splitvla_edge.robots.simulator.memory import FrameMemory
+from splitvla_edge.robots.simulator.messages import Act, Status
+from splitvla_edge.robots.simulator.robot import SimulatedRobot
+from splitvla_edge.robots.simulator.world import SimulatorSettings
 from splitvla_shared.errors import RobotError
+from tests.sim_fakes import FakeProcess
 
 DT = 0.1
 SPACE = ActionSpace(Kind.DELTA_EE, (-1.0, 0.0), (1.0, 1.0), gripper=1)
@@ -37,7 +43,7 @@ class FakePeer:
 
 
 class FakeRobot:
-    """Keeps the order of the calls; `fails` names the call that raises."""
+    """Keeps the order of the calls; `fails` names the calls that raise."""
 
     action_space = SPACE
 
@@ -45,11 +51,11 @@ class FakeRobot:
         self.calls: list[str] = []
         self.commands: list[Command] = []
         self.state = RobotState()
-        self.fails = ""
+        self.fails: set[str] = set()
 
     def _called(self, name: str) -> None:
         self.calls.append(name)
-        if name == self.fails:
+        if name in self.fails:
             raise RobotError(f"{name}: the arm's cable is out")
 
     def read_state(self) -> RobotState:
@@ -149,15 +155,75 @@ def test_a_tick_that_begins_three_periods_late_stops_a_robot_that_moves() -> Non
     assert (command.state, rig.robot.calls[-1]) == (State.SAFE_STOP, "stop")
 
 
+@pytest.mark.parametrize("blocks", ["read_state", "apply"])
+def test_a_driver_that_keeps_a_tick_for_more_than_three_periods_stops_a_robot_that_moves(blocks: str) -> None:
+    rig = Rig()
+    costs = iter([0.0, 0.45])
+    call = getattr(rig.robot, blocks)
+
+    def take_time(*arguments: Any) -> Any:
+        rig.now += next(costs, 0.0)
+        return call(*arguments)
+
+    setattr(rig.robot, blocks, take_time)
+    sequences = iter(range(1, 99))
+    rig.peer.receive = lambda: [*rig.frame(), rig.chunk(next(sequences))]  # type: ignore[method-assign]
+    rig.loop.run(duration_s=0.65)
+    assert [record.state for record in rig.records] == ["NOMINAL", "NOMINAL", "SAFE_STOP"]
+    assert rig.records[-1].cause == Event.OVERRUN.value
+    assert rig.records[-1].lateness_ms == pytest.approx(400.0), "since the slot after the last tick, not since its own"
+
+
+def test_an_action_that_grows_too_old_while_the_robot_is_read_is_not_executed() -> None:
+    rig = Rig()
+    rig.tick(rig.chunk(1))
+
+    def take_time() -> RobotState:
+        rig.now += 0.2
+        return rig.robot.state
+
+    rig.robot.read_state = take_time  # type: ignore[method-assign]
+    command = rig.tick(rig.chunk(2))
+    assert (command.state, command.motion) == (State.HOLD, False)
+    assert rig.records[-1].t == pytest.approx(rig.now - 50.0), "the moment that the machine decided on"
+
+
+def test_a_reply_that_comes_while_the_robot_is_read_is_taken_in_the_same_tick() -> None:
+    rig = Rig()
+    rig.tick()
+
+    def take_time() -> RobotState:
+        rig.now += 0.05
+        rig.peer.inbox.append(rig.chunk(1))
+        return rig.robot.state
+
+    rig.robot.read_state = take_time  # type: ignore[method-assign]
+    assert rig.tick().sequence == 1
+
+
 def test_the_driver_s_stop_is_requested_once_and_again_until_it_succeeds() -> None:
     rig = Rig()
-    rig.robot.fails = "stop"
+    rig.robot.fails = {"stop"}
     rig.robot.state = RobotState(estop=True)
     rig.tick()
-    rig.robot.fails = ""
+    rig.robot.fails = set()
     rig.tick()
     rig.tick()
     assert rig.robot.calls.count("stop") == 2
+
+
+def test_the_driver_s_stop_is_requested_although_apply_fails_and_both_faults_are_told() -> None:
+    rig = Rig()
+    rig.robot.state = RobotState(estop=True)
+    rig.robot.fails = {"apply", "stop"}
+    rig.tick()
+    assert rig.robot.calls[-2:] == ["apply", "stop"]
+    assert "apply: the arm" in rig.records[-1].detail
+    assert "stop: the arm" in rig.records[-1].detail
+    rig.robot.fails = {"apply"}
+    rig.tick()
+    rig.tick()
+    assert rig.robot.calls.count("stop") == 2, "taken the second time, and not asked for again"
 
 
 def test_a_contract_violation_stands_until_perception_is_ready_again() -> None:
@@ -176,7 +242,7 @@ def test_a_contract_violation_stands_until_perception_is_ready_again() -> None:
 def test_a_robot_that_fails_means_hold_and_never_ends_the_loop(fails: str) -> None:
     rig = Rig()
     rig.tick(rig.chunk(1))
-    rig.robot.fails = fails
+    rig.robot.fails = {fails}
     rig.tick(rig.chunk(2))
     command = rig.tick(rig.chunk(3))
     assert command.state is State.HOLD
@@ -189,6 +255,38 @@ def test_an_e_stop_of_the_robot_acts_in_the_same_tick() -> None:
     rig.tick(rig.chunk(1))
     rig.robot.state = RobotState(estop=True)
     assert rig.tick(rig.chunk(2)).state is State.SAFE_STOP
+
+
+def test_a_robot_that_its_operator_disarms_waits_in_init_and_arms_again_without_a_reset() -> None:
+    rig = Rig()
+    rig.tick(rig.chunk(1))
+    rig.robot.state = RobotState(enabled=False)
+    command = rig.tick(rig.chunk(2))
+    assert (command.state, command.cause, command.motion) == (State.INIT, Event.DISARMED.value, False)
+    rig.robot.state = RobotState()
+    states = [rig.tick(rig.chunk(number)).state for number in (3, 4, 5)]
+    assert states == [State.INIT, State.INIT, State.NOMINAL], "a frame from after it was armed is waited for"
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_no_answer_to_an_old_episode_s_picture_moves_the_arm_in_the_new_one(held: bool) -> None:
+    rig, process, memory = Rig(), FakeProcess(), FrameMemory.create()
+    robot = SimulatedRobot(SPACE, SimulatorSettings(), DT, process, memory, clock=lambda: rig.now)
+    rig.loop = ControlLoop(rig.machine, robot, rig.peer, rig.records.append, clock=lambda: rig.now, sleep=rig.sleep)
+    process.says = [Status(0, 0)]
+    rig.tick(*([rig.chunk(1)] if held else []))
+    for number in range(5 if held else 1):  # a hold that has settled, on a link that has proven itself by its end
+        rig.tick(*([Miss(2, Outcome.MISSED)] if number == 0 else [rig.chunk(3)] if number == 4 else []))
+    assert rig.machine.state is (State.HOLD if held else State.INIT)
+    picture_at = rig.now
+    process.says = [Status(1, 0)]
+    rig.tick()
+    old = [rig.tick(replace(rig.chunk(number), captured_at=picture_at + number * 1e-3)) for number in (4, 5)]
+    assert not any(command.motion for command in old)
+    assert any(rig.tick(rig.chunk(number)).motion for number in (6, 7))
+    assert isinstance(act := process.told[-1], Act)
+    assert (act.episode, act.motion) == (1, True)
+    memory.close()
 
 
 def test_a_perception_process_that_was_started_again_must_say_ready_again() -> None:

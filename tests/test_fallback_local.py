@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 
-from splitvla_edge.fallback import Command, Event, FallbackSettings, Miss, Mode, Outcome, State
+from splitvla_edge.fallback import Command, Event, FallbackSettings, Mode, State
 from tests.machine_bench import ACTION, Bench, still
 
 
 def held(**changes: Any) -> Bench:
     """In HOLD for just less than half a second, with a local policy that answers every tick."""
     bench = Bench(dt=0.05).nominal()
-    bench.sequence += 1
     bench.step(bench.miss(), local=bench.local())
     for _ in range(9):
         step(bench, **changes)
@@ -133,7 +132,7 @@ def test_forced_local_uses_no_server_and_needs_no_licence() -> None:
 def test_the_local_policy_is_wanted_on_every_frame_only_while_the_server_is_not_trusted() -> None:
     bench = Bench(dt=0.05).nominal()
     assert not bench.machine.hint().local
-    bench.step(Miss(bench.sequence, Outcome.MISSED))
+    bench.step(bench.miss())
     assert bench.machine.hint().local
 
 

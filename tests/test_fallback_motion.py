@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from splitvla_edge.fallback import (
     Event,
     FallbackSettings,
     Miss,
+    Mode,
     Outcome,
     State,
 )
@@ -66,6 +69,60 @@ def test_an_absolute_space_holds_the_last_set_point_and_before_it_the_measured_p
     assert bench.step(Miss(9, Outcome.MISSED), position=(0.35, 0.45)).values == (0.4, 0.5)
     reset = bench.step(reset=True, position=(0.7, 1.2))
     assert reset.values == (0.7, 1.2), "an operator may have moved the arm: the old set point is forgotten"
+
+
+@pytest.mark.parametrize("changes", [{"estop": True}, {"robot_ready": False}, {"enabled": False}])
+def test_an_arm_that_takes_no_commands_may_be_moved_by_hand_and_is_held_where_it_was_left(
+    changes: dict[str, Any],
+) -> None:
+    bench = Bench(ABSOLUTE, dt=0.05)
+    bench.step(bench.reply(actions=((0.04, 0.0),)))
+    assert bench.step(**changes, position=(0.5, 0.3)).values == (0.5, 0.3), "not the set point of before"
+    assert bench.step(**changes, position=None).values == ()
+    assert bench.step(position=None).values == (), "nothing known: nothing is sent"
+    assert bench.step(position=(0.6, 0.3)).values == (0.6, 0.3)
+    assert bench.step(position=(0.59, 0.3)).values == (0.6, 0.3), "an arm that sags is not followed down"
+    assert bench.step(reset=True, position=(0.7, 0.3)).values == (0.7, 0.3)
+
+
+def test_a_motion_begins_where_the_arm_is_measured_and_goes_on_from_its_set_points() -> None:
+    bench = Bench(ABSOLUTE, dt=0.05)
+    bench.step(bench.reply(actions=((0.0, 0.0),)))
+    bench.step(bench.miss())
+    for _ in range(3):
+        bench.step(position=(0.5, 0.0))
+    pushed: dict[str, Any] = {"position": (0.5, 0.0)}
+    bench.step(bench.reply(age=0.02, actions=((0.53, 0.0),)), **pushed)
+    first = bench.step(bench.reply(age=0.02, actions=((0.53, 0.0),)), **pushed)
+    second = bench.step(bench.reply(age=0.02, actions=((0.53, 0.0),)), **pushed)
+    assert [first.values[0], second.values[0]] == pytest.approx([0.51, 0.51 + 0.02 * 2 / 3])
+
+
+def test_the_local_policy_too_begins_where_the_arm_is_measured() -> None:
+    bench = Bench(ABSOLUTE, dt=0.05, mode=Mode.FORCED_LOCAL)
+    pushed: dict[str, Any] = {"position": (0.5, 0.0)}
+    bench.step(position=(0.0, 0.0))
+    commands = [bench.step(local=bench.local(actions=((0.6, 0.0),)), **pushed) for _ in range(12)]
+    moved = [command.values[0] for command in commands if command.motion]
+    assert moved[:2] == pytest.approx([0.5 + 0.0125, 0.5 + 0.025])
+
+
+def test_an_arm_parked_outside_the_limits_is_sent_nothing_and_the_local_policy_does_not_move_it() -> None:
+    bench = Bench(ABSOLUTE, dt=0.05, mode=Mode.FORCED_LOCAL)
+    commands = [
+        bench.step(local=bench.local(actions=((1.9, 0.0),)), position=(2.5, 0.0)) for _ in range(20)
+    ]  # a command inside the limits would be a jump
+    assert {command.values for command in commands} == {()}
+    assert bench.step(position=(2.003, 0.0)).values == (2.0, 0.0), "a thousandth of the range is the encoder's"
+
+
+def test_a_reset_keeps_the_gripper_s_target_which_was_commanded_and_not_its_opening_on_an_object() -> None:
+    bench = Bench()
+    assert bench.step(gripper=0.7).values[2] == 0.7, "before the first command: as it is"
+    bench.step(bench.reply(actions=((0.1, 0.0, 0.0),)), gripper=0.7)
+    bench.step(estop=True, gripper=0.35)
+    held = [bench.step(reset=True, gripper=0.35), bench.step(gripper=0.35)]
+    assert [command.values[2] for command in held] == [0.0, 0.0]
 
 
 def test_a_velocity_ramps_to_zero() -> None:

@@ -133,17 +133,23 @@ class Histories(RuleBasedStateMachine):
                 {"contract": "embed_dim"},
                 {"lateness_s": 0.2},
                 {"reset": True},
+                {"position": None},
             )
-        )
+        ),
+        ticks=st.integers(1, 3),
     )
-    def something_happens(self, change: dict[str, Any]) -> None:
-        self.step(self.chunk(), **change)
+    def something_happens(self, change: dict[str, Any], ticks: int) -> None:
+        for _ in range(ticks):
+            self.step(self.chunk(), **change)
 
-    @rule(by=st.sampled_from((0.004, 0.006, 0.5)), ticks=st.integers(0, 3))
-    def the_robot_is_moved(self, by: float, ticks: int) -> None:
+    @rule(by=st.sampled_from((0.004, 0.006, 0.09, 0.5)), ticks=st.integers(0, 3), taken=st.booleans())
+    def the_robot_is_moved(self, by: float, ticks: int, taken: bool) -> None:
         for _ in range(ticks):
             self.position = (self.position[0] + by, *self.position[1:])
-            self.step(self.chunk())
+            self.step(self.chunk(), robot_ready=not taken)
+
+    @rule()
+    def the_robot_is_moved_back(self) -> None:
         self.position = (0.0, 0.0, 0.5)
 
     @rule(licensed=st.booleans(), ticks=st.integers(8, 14))

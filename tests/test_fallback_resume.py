@@ -109,6 +109,34 @@ def test_a_hold_for_a_robot_that_was_not_ready_lasts_until_it_has_been_for_a_whi
     assert states == [State.HOLD] * 3 + [State.NOMINAL] * 2
 
 
+@pytest.mark.parametrize("changes", [{"robot_ready": False}, {"enabled": False}])
+def test_in_init_nothing_counts_from_a_frame_that_shows_the_robot_while_it_took_no_commands(
+    changes: dict[str, Any],
+) -> None:
+    bench = Bench(dt=0.05)
+    for _ in range(4):
+        assert not bench.step(bench.reply(age=0.04), **changes).motion
+    ended = bench.now
+    early = bench.step(bench.reply(captured_at=ended - 0.01))
+    assert (early.state, early.motion) == (State.INIT, False)
+    bench.step()
+    assert not bench.step(bench.reply(captured_at=ended + 0.099)).motion
+    assert bench.step(bench.reply(captured_at=ended + 0.1)).state is State.NOMINAL
+
+
+def test_a_robot_that_is_not_ready_in_the_middle_of_a_hold_settles_anew() -> None:
+    rows = (ACTION,) * 8
+    bench = Bench(dt=0.05, chunk_length=8).held()
+    for _ in range(3):
+        bench.step()
+    bench.step(bench.reply(age=0.01, actions=rows))
+    bench.step(bench.reply(age=0.01, actions=rows), robot_ready=False)
+    ended = bench.now
+    commands = [bench.step(bench.reply(captured_at=ended + 0.001 * n, actions=rows)) for n in range(6)]
+    assert not any(command.motion for command in commands), "the scene may be another one"
+    assert bench.step(bench.reply(captured_at=ended + 0.1, actions=rows)).motion
+
+
 def test_motion_begins_softly_after_a_hold() -> None:
     bench = Bench(dt=0.05).held()
     for _ in range(3):
@@ -162,6 +190,27 @@ def test_probes_have_a_short_deadline_but_every_fourth_in_a_row_that_fails_a_lon
         bench.asked(within=0.1)
         bench.step(bench.miss())
     assert deadlines == [0.3, 0.3, 0.5, 0.3] * 2
+
+
+def test_a_call_that_expires_before_its_miss_arrives_is_one_miss() -> None:
+    bench = Bench(dt=0.05).nominal()
+    deadlines = []
+    for _ in range(8):
+        bench.step(bench.asked(within=0.04))
+        bench.step()
+        bench.step(Miss(bench.sequence, Outcome.MISSED))
+        deadlines.append(bench.machine.hint().deadline_max_s)
+    assert deadlines == [0.3, 0.3, 0.5, 0.3] * 2
+
+
+def test_a_miss_that_comes_after_a_later_call_was_answered_says_nothing_of_the_link() -> None:
+    bench = Bench().nominal()
+    bench.step(bench.asked(within=0.1))
+    late = bench.miss()
+    bench.step()
+    bench.step(bench.reply(age=0.05))
+    bench.step(late)
+    assert bench.step(bench.reply(age=0.05)).state is State.NOMINAL, "two answers in a row"
 
 
 def test_a_chunk_is_not_played_on_when_the_answers_that_prove_the_link_are_too_early_to_be_adopted() -> None:

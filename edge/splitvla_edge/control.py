@@ -1,4 +1,4 @@
-"""The control loop: on every tick receive, read the robot, tick the machine, apply one command, emit one record.
+"""The control loop: on every tick read the robot, receive, tick the machine, apply one command, emit one record.
 
 Rules of this file: no model, no codec, no network, no rendering; nothing here waits but for the next tick. The
 schedule is absolute, so that a late tick delays no other.
@@ -86,24 +86,27 @@ class ControlLoop:
         Returns the machine's last state.
         """
         self._started = start = self._clock()
-        dt_s, slot = self._machine.dt_s, 0
+        dt_s, slot, due = self._machine.dt_s, 0, 0
         try:
             while not (self.requests.stop or self.exhausted):
                 now = self._clock()
                 if duration_s is not None and now - start >= duration_s:
                     break
-                self.tick(now, lateness_s=max(0.0, now - (start + slot * dt_s)))
-                # After an overrun the missed slots are left out: two commands in a burst are worse than one late.
-                slot = max(slot + 1, math.ceil((self._clock() - start) / dt_s))
+                self.tick(now, lateness_s=max(0.0, now - (start + due * dt_s)))
+                # After an overrun the missed slots are left out: two commands in a burst are worse than one late. The
+                # next tick is late from the first of them on, or nothing would show that a driver kept this one.
+                due = slot + 1
+                slot = max(due, math.ceil((self._clock() - start) / dt_s))
                 self._sleep(max(0.0, start + slot * dt_s - self._clock()))
         finally:
             self._stop_robot()
         return self._machine.state
 
     def tick(self, now: float, lateness_s: float = 0.0) -> Command:
-        """One tick, in the order that the first lines of this file give."""
-        replies = self._receive()
+        """One tick, in the order that the first lines of this file give. now: when it began."""
         state = self._read_robot()
+        replies = self._receive()
+        now = max(now, self._clock())  # a driver may take its time, in which actions grow older
         inputs = self._inputs(replies, state, lateness_s)
         if self._recorder is not None:
             self._recorder.before(now)
@@ -149,6 +152,7 @@ class ControlLoop:
             local=self._local,
             frame_at=self._frame_at,
             ready=self._ready,
+            enabled=state.enabled,
             robot_ready=state.ready and not self._apply_fault,
             estop=state.estop,
             contract=self._contract,
@@ -159,15 +163,15 @@ class ControlLoop:
         )
 
     def _apply(self, command: Command) -> None:
-        self._apply_fault = ""
-        try:
-            self._robot.apply(command)
-            if command.stop and not self._stopped:
-                self._robot.stop()
-        except RobotError as error:  # seen by the next tick, which holds and tries again
-            self._apply_fault = str(error)
-        else:
-            self._stopped = command.stop
+        """A fault is seen by the next tick, which holds and tries again; it never keeps the driver from its stop."""
+        faults = _fault_of(lambda: self._robot.apply(command))
+        if command.stop and not self._stopped:
+            stop_faults = _fault_of(self._robot.stop)
+            self._stopped = not stop_faults
+            faults += stop_faults
+        elif not command.stop:
+            self._stopped = False
+        self._apply_fault = "; ".join(faults)
 
     def _record(self, now: float, command: Command, replies: tuple[Reply, ...], lateness_s: float) -> StepRecord:
         chunk = next((reply for reply in reversed(replies) if isinstance(reply, Chunk)), None)
@@ -199,3 +203,12 @@ class ControlLoop:
             self._robot.stop()
         except RobotError as error:
             self.stop_fault = str(error)
+
+
+def _fault_of(call: Callable[[], None]) -> list[str]:
+    """What a call of the driver raises, in words; empty when it does not."""
+    try:
+        call()
+    except RobotError as error:
+        return [str(error)]
+    return []

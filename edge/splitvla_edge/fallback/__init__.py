@@ -6,8 +6,9 @@ Rules of this package:
  3. `table.TRANSITIONS` covers every state and event; nothing else moves the machine.
  4. SAFE_STOP is latched: only an operator reset leaves it, into INIT and a new epoch.
  5. An action is executed at most once, never when older than its maximum age, never from an older epoch, and never
-    from a frame captured before the robot had settled after its last HOLD.
- 6. HOLD never repeats a delta and never moves the gripper's target.
+    from a frame captured before the robot had settled after its last HOLD, or after it took no commands.
+ 6. HOLD never repeats a delta, never moves the gripper's target, and never sends an arm back to where it was before
+    somebody may have moved it.
  7. A slow server never costs payload quality; a slow link does; a missing link does not.
  8. `now` is monotonic seconds of this machine, and all captures and deadlines are on that clock.
  9. These stops are requests by software, comparable to a category 2 stop. They are never a safety function.

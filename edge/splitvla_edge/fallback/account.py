@@ -87,6 +87,8 @@ class Account:
     def _absorb_one(self, now: float, reply: Reply) -> Lesson | None:
         self.highest_sequence = max(self.highest_sequence, reply.sequence)
         if isinstance(reply, Miss):
+            if 0 < reply.sequence <= self._dead_sequence:
+                return None  # it has expired before, and counted then; or a later call was answered since
             return self._lose(reply.sequence, reply.outcome)
         if reply.epoch != self.epoch or reply.sequence <= self._dead_sequence:
             return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from splitvla_edge.fallback.messages import TickInputs
 from splitvla_edge.fallback.motion import within_reach
 from splitvla_edge.fallback.table import REMOTE, Event, Mode, State
+from splitvla_edge.robots.base import Kind
 
 if TYPE_CHECKING:
     from splitvla_edge.fallback.machine import FallbackMachine
@@ -110,6 +111,8 @@ def _forced(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
 def _local_action(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
     if machine.state is State.LOCAL:
         return machine.local_healthy(now)
+    if machine.space.kind is Kind.ABSOLUTE and machine.space.set_point_at(inputs.position) is None:
+        return False  # outside the limits: whatever it commands would make the arm jump
     waited = now - machine.held_since + EPSILON_S >= machine.settings.local_after_s
     return waited and machine.local_healthy(now) and machine.stillness.still(now) and machine.cleared(now)
 

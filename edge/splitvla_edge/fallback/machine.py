@@ -25,7 +25,8 @@ class FallbackMachine:
     """Owned by the control process and ticked by one thread. What the guards read is public; nobody else writes it.
 
     Mutable state: state and cause; account, chooser, local (of replies, payload, local policy); hold_time, local_time;
-    held_since, settled_at (of the last hold); stillness; last_values (the last command that was an action); stale,
+    held_since, settled_at (of the last hold, or of a robot that took no commands); stillness; last_values (the last
+    action sent; of an absolute space the set point, which is None while nobody knows where the arm was left); stale,
     unready (of this tick's camera, robot and perception).
     """
 
@@ -56,7 +57,8 @@ class FallbackMachine:
         self._gap_s, self._gap_of_call = 0.0, 0
         self._tick = 0
         self._now = -math.inf
-        self._gripper = space.gripper_start
+        self._absolute = space.kind is Kind.ABSOLUTE
+        self._gripper, self._gripper_commanded = space.gripper_start, False
         self._stale, self._unready = Absence(), Absence()
         self.stale: bool = True
         self.unready: bool = True
@@ -75,12 +77,13 @@ class FallbackMachine:
         self._tick += 1
         self._estopped |= inputs.estop
         self._spend_time(now)
+        self._see_robot(now, inputs)
         self._absorb(now, inputs)
-        self._move(now, self._event(now, inputs))
+        self._move(now, self._event(now, inputs), inputs)
         if self.state in REMOTE:
-            return self._act(now, inputs)
+            return self._act(now)
         if self.state is State.LOCAL and (action := self.local.take()) is not None:
-            return self._act_locally(now, inputs, *action)
+            return self._act_locally(now, *action)
         return self._hold(now, inputs)
 
     def hint(self) -> Hint:
@@ -157,6 +160,16 @@ class FallbackMachine:
             self.hold_time.fill(elapsed_s)
             self.local_time.fill(elapsed_s)
 
+    def _see_robot(self, now: float, inputs: TickInputs) -> None:
+        """A robot that takes no commands may be moved by hand or homing, and the scene may be another one after it."""
+        if inputs.estop or not inputs.robot_ready or not inputs.enabled:
+            self._forget_scene(now)
+            if self._absolute:
+                self.last_values = None
+        elif self._absolute and self.last_values is None:
+            # Once: a set point that follows an arm which sags below it would take the arm down, tick by tick.
+            self.last_values = self.space.set_point_at(inputs.position)
+
     def _absorb(self, now: float, inputs: TickInputs) -> None:
         if inputs.ready is not None:
             self.chunk_length = inputs.ready.chunk_length
@@ -179,7 +192,7 @@ class FallbackMachine:
                 return event
         raise AssertionError("the last guard always holds")
 
-    def _move(self, now: float, event: Event) -> None:
+    def _move(self, now: float, event: Event, inputs: TickInputs) -> None:
         before, transition = self.state, TRANSITIONS[self.state, event]
         self.state = transition.to
         if not (before is State.SAFE_STOP and self.state is State.SAFE_STOP):
@@ -199,34 +212,39 @@ class FallbackMachine:
             self.account.usable_after = math.inf  # what was seen while the local policy moved the robot never counts
         if self.state in _MOVING and before not in _MOVING:
             self._resumed_at = now
+            if self._absolute and inputs.position:
+                self.last_values = inputs.position  # motion begins where JUMP has looked, not where it once ended
 
     def _settle(self, now: float, event: Event) -> None:
         """A hold begins: what was known of the scene is void, and the link must prove itself, unless it just did."""
-        self.account.drop_chunk()
+        self._forget_scene(now)
         if event is not Event.RELIEVED:
             self.account.streak = 0
         self.held_since = now
+
+    def _forget_scene(self, now: float) -> None:
+        """Only frames captured from a settling time after now count."""
+        self.account.drop_chunk()
         self.settled_at = self.account.usable_after = now + self.settings.settle_ms / 1e3
 
-    def _act(self, now: float, inputs: TickInputs) -> Command:
+    def _act(self, now: float) -> Command:
         chunk, index = self.account.chunk, self.account.cursor
         assert chunk is not None  # the guards of every event that leads to a state of REMOTE
         weight = blend_weight(now - self._resumed_at, self.dt_s, self.settings.blend_ms / 1e3)
         if self.state is State.COAST:
             weight = min(weight, tail_weight(self._actions_left(now), self.settings.tail_actions))
-        anchor = self.last_values or inputs.position
-        values = shape(self.space, chunk.actions[index], anchor, self.limits, weight=weight)
+        values = shape(self.space, chunk.actions[index], self.last_values, self.limits, weight=weight)
         self.account.cursor += 1
         return self._moved(now, values, index, chunk.sequence, chunk.captured_at)
 
-    def _act_locally(self, now: float, inputs: TickInputs, index: int, action: tuple[float, ...]) -> Command:
+    def _act_locally(self, now: float, index: int, action: tuple[float, ...]) -> Command:
         chunk, settings = self.local.chunk, self.settings
         assert chunk is not None  # it gave the action
         weight = blend_weight(now - self._resumed_at, self.dt_s, settings.blend_ms / 1e3)
         values = shape(
             self.space,
             action,
-            self.last_values or inputs.position,
+            self.last_values,
             self.limits,
             weight=weight,
             speed_share=settings.local_speed,
@@ -239,7 +257,7 @@ class FallbackMachine:
         self.account.note_executed(now)
         self.last_values = values
         if self.space.gripper is not None:
-            self._gripper = values[self.space.gripper]
+            self._gripper, self._gripper_commanded = values[self.space.gripper], True
         return Command(
             tick=self._tick,
             state=self.state,
@@ -253,7 +271,7 @@ class FallbackMachine:
         )
 
     def _hold(self, now: float, inputs: TickInputs) -> Command:
-        if self.last_values is None and inputs.gripper is not None and math.isfinite(inputs.gripper):
+        if not self._gripper_commanded and inputs.gripper is not None and math.isfinite(inputs.gripper):
             self._gripper = inputs.gripper
         ramp = self._ramp(now)
         return Command(

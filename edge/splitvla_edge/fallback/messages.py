@@ -93,8 +93,9 @@ class TickInputs(NamedTuple):
     """All that happened since the last tick.
 
     replies: in the order of arrival. local: the newest answer of the local policy. frame_at: capture time of the
-    newest camera frame, None before the first. contract: what breaks the contract, empty if nothing does. lateness_s:
-    this tick's start less its schedule. gripper, position: as the robot measures them, None where it does not.
+    newest camera frame, None before the first. enabled: False while the robot's operator has disarmed it. contract:
+    what breaks the contract, empty if nothing does. lateness_s: this tick's start less its schedule, which is one
+    period after the tick before. gripper, position: as the robot measures them, None where it does not.
     """
 
     replies: tuple[Reply, ...] = ()

@@ -13,6 +13,8 @@ from splitvla_edge.fallback import Command
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.nouns import Image
 
+_PARKED = 1e-3  # of a dimension's range: so far outside its limits may an encoder read at the limit itself
+
 
 def clip(value: float, low: float, high: float) -> float:
     """Into low..high, in a third of the time of min and max; low for NaN."""
@@ -85,18 +87,31 @@ class ActionSpace:
         unit_s = 1.0 if self.kind is Kind.VELOCITY else dt_s
         return tuple(min(speed * unit_s, limit) for speed, limit in zip(self.max_speed, own, strict=True))
 
+    def set_point_at(self, position: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        """Of an absolute space: what keeps an arm where it is measured to be.
+
+        None when nobody knows, and for an arm outside the limits: what is inside them would make it jump.
+        """
+        if position is None or len(position) != self.dims:
+            return None
+        for index, (value, low, high) in enumerate(zip(position, self.low, self.high, strict=True)):
+            slack = _PARKED * (high - low)
+            if index != self.gripper and not low - slack <= value <= high + slack:  # nor NaN
+                return None
+        return self.bounded(position)
+
     def hold(
         self, last: tuple[float, ...] | None, position: tuple[float, ...] | None, gripper: float, ramp: float
     ) -> tuple[float, ...]:
         """The command that keeps the robot still.
 
-        last: the last action, None before the first. position: the measured pose. gripper: its target, which is kept.
-        ramp: 1 at the moment of the last motion, falling to 0; only a velocity uses it.
-        Empty when an absolute space has neither a last set point nor a measured pose.
+        last: the last action or set point, None without one. position: the measured pose. gripper: its target, which
+        is kept. ramp: 1 at the moment of the last motion, falling to 0; only a velocity uses it.
+        Empty when an absolute space has neither a last set point nor a measured pose inside its limits.
         """
         if self.kind is Kind.ABSOLUTE:
-            still = last or position
-            if still is None or len(still) != self.dims or not all(map(math.isfinite, still)):
+            still = last or self.set_point_at(position)
+            if still is None:
                 return ()
         elif self.kind is Kind.VELOCITY and last is not None:
             still = tuple(value * ramp for value in last)
@@ -134,12 +149,17 @@ class Camera(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RobotState:
-    """ready: the driver accepts commands. estop: the operator's e-stop as the driver reads it. Units as in actions."""
+    """What a driver says of its robot. Units as in actions.
+
+    ready: it accepts commands. estop: the operator's e-stop as it reads it. enabled: False while its operator has
+    disarmed it on purpose; the machine then waits in INIT, and arms again without a reset when it is True.
+    """
 
     ready: bool = True
     estop: bool = False
     position: tuple[float, ...] | None = None
     gripper: float | None = None
+    enabled: bool = True
 
 
 class Robot(Protocol):
