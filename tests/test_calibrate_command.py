@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from splitvla_shared.codec.bundled import CODEC_FILE, read_tables
 from splitvla_shared.codec.sensitivity import SENSITIVITY_FILE
 from splitvla_shared.codec.transform import Binding, TransformCodec
 from splitvla_shared.nouns import Scheme
+from splitvla_shared.replaced import exchange
 from splitvla_shared.rungs import read_costs
 from tests.test_calibration_frames import CLIP, write_images
 
@@ -122,6 +125,37 @@ def test_what_is_wrong_is_one_line_and_nothing_is_changed(
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert reason.format(**places) in said
     assert {file: file.read_bytes() for file in bundles.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("failing", "reason"),
+    [
+        ([1], "can't replace {bundles}/edge: No space left on device; both halves are as they were"),
+        ([2], "can't replace {bundles}/cloud: No space left on device; both halves are as they were"),
+        ([2, 3], "{bundles}/edge holds the new codec and {bundles}/cloud does not; calibrate again"),
+    ],
+)
+def test_a_half_that_can_not_be_replaced_leaves_both_as_they_were_or_says_that_it_did_not(
+    bundles: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    failing: list[int],
+    reason: str,
+) -> None:
+    calls: list[Path] = []
+
+    def full_disk(whole: Path, folder: Path) -> None:
+        calls.append(folder)
+        if len(calls) in failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        exchange(whole, folder)
+
+    monkeypatch.setattr("splitvla_edge.calibrate.command.exchange", full_disk)
+    before = {file: file.read_bytes() for file in bundles.rglob("*") if file.is_file()}
+    assert run(bundles, "--cloud-bundle", bundles / "cloud", "--plain", "--columns", "8") == 3
+    assert reason.format(bundles=bundles) in capsys.readouterr().err.strip().splitlines()[-1]
+    unchanged = {file: file.read_bytes() for file in bundles.rglob("*") if file.is_file()} == before
+    assert unchanged == (failing != [2, 3])
 
 
 def test_a_plot_without_matplotlib_is_refused_before_the_work(

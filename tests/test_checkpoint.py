@@ -67,6 +67,23 @@ def test_a_v01_checkpoint_has_one_tower_letterbox_and_the_vicuna_prompt(tmp_path
     assert found.prompt_template == PROMPT_V01
 
 
+@pytest.mark.parametrize(
+    ("folder", "backbone", "expected"),
+    [
+        ("pick_cup_v01", "llama2-7b-pure", PROMPT_V02),
+        ("renamed", "vicuna-v15-7b", PROMPT_V01),
+        ("openvla-v01-7b", None, PROMPT_V01),
+        ("renamed", None, PROMPT_V02),
+    ],
+)
+def test_the_folders_name_decides_on_the_prompt_only_where_no_backbone_is_named(
+    checkpoint: Path, folder: str, backbone: str | None, expected: str
+) -> None:
+    _edit_json(checkpoint / "config.json", llm_backbone_id=backbone)
+    named = checkpoint.rename(checkpoint.with_name(folder))
+    assert Checkpoint.open(named).prompt_template == expected
+
+
 def test_absent_text_fields_take_llama_defaults(checkpoint: Path) -> None:
     """openvla-7b names four fields; with the small tensors of this checkpoint the default width is then refused."""
     config = json.loads((checkpoint / "config.json").read_text())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image as PillowImage
 
 from benchmarks.closed_loop.actors import Blind, Compared, Difference, SplitActor, UnsplitActor
@@ -257,8 +258,18 @@ def test_repeated_tokens_are_counted_by_dimension_within_an_episode() -> None:
     account.add(Rollout("push", 1, True, (step(9, 9),), GREY))
     repeats, jpeg = account.notes()
     assert repeats.startswith("Share of 2 pairs of successive steps with the same token, by dimension: 1.00, 0.50")
-    assert jpeg.startswith("JPEG of a frame at quality 90: p50 ")
+    assert jpeg.startswith("JPEG of a frame at quality 90 (4:2:0): p50 ")
     assert FrameAccount().notes() == []
+
+
+def test_a_frames_jpeg_is_counted_at_the_subsampling_of_every_other_jpeg_here() -> None:
+    """At 4:4:4 a picture would seem to cost more than the pictures that the split is held against."""
+    colours = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    sizes = [len(simplejpeg.encode_jpeg(colours, quality=90, colorsubsampling=each)) for each in ("420", "444")]
+    assert sizes[0] < sizes[1]
+    account = FrameAccount()
+    account.add(Rollout("push", 0, True, (Step(colours, np.zeros(2), (1,), "cloud"),), colours))
+    assert f"p50 {sizes[0]:,} B, p99 {sizes[0]:,} B" in account.notes()[-1]
 
 
 def test_an_episode_is_a_strip_and_a_film_with_the_source_on_every_frame(tmp_path: Path) -> None:

@@ -10,16 +10,22 @@ from splitvla_cloud.__main__ import build_parser as build_cloud_parser
 from splitvla_cloud.settings import ServerSettings
 from splitvla_edge.__main__ import build_parser as build_edge_parser
 from splitvla_edge.daemon import RunSettings
+from splitvla_edge.engine_cache import user_cache_root
 from splitvla_shared.config import load_config
+from splitvla_shared.errors import BundleError, ConfigError, ServerFault
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def _exec_start(unit: Path) -> list[str]:
+EDGE_UNIT = ROOT / "edge/deploy/splitvla-edge.service"
+CLOUD_UNIT = ROOT / "cloud/deploy/splitvla-cloud.service"
+
+
+def _service(unit: Path) -> configparser.SectionProxy:
     parser = configparser.ConfigParser(interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read(unit)
-    return shlex.split(parser["Service"]["ExecStart"])
+    return parser["Service"]
 
 
 def test_the_robot_s_example_settings_load() -> None:
@@ -33,9 +39,27 @@ def test_the_server_s_example_settings_load() -> None:
 
 
 def test_the_units_start_commands_that_exist() -> None:
-    program, *arguments = _exec_start(ROOT / "edge/deploy/splitvla-edge.service")
+    program, *arguments = shlex.split(_service(EDGE_UNIT)["ExecStart"])
     assert program.endswith("/splitvla-edge")
     assert build_edge_parser().parse_args(arguments).config == Path("/etc/splitvla/edge.toml")
-    program, *arguments = _exec_start(ROOT / "cloud/deploy/splitvla-cloud.service")
+    program, *arguments = shlex.split(_service(CLOUD_UNIT)["ExecStart"])
     assert program.endswith("/splitvla-cloud")
     assert build_cloud_parser().parse_args(arguments).config == Path("/etc/splitvla/cloud.toml")
+
+
+def test_the_server_is_not_started_again_where_a_person_has_to_mend_something_first() -> None:
+    """Wrong settings (a PEM file that is not there) and a damaged bundle are the same at the next start."""
+    final = {int(code) for code in _service(CLOUD_UNIT)["RestartPreventExitStatus"].split()}
+    assert final == {ConfigError.exit_code, BundleError.exit_code}
+    assert ServerFault.exit_code not in final
+
+
+def test_a_restarted_server_binds_at_once_because_systemd_has_stopped_the_old_one() -> None:
+    assert load_config(ServerSettings, ROOT / "cloud/deploy/cloud.toml").bind_wait_s == 0.0
+
+
+def test_engines_that_take_minutes_are_kept_where_the_robot_s_unit_may_write() -> None:
+    service = _service(EDGE_UNIT)
+    assert service["ProtectHome"] == "true"
+    name, _, value = service["Environment"].partition("=")
+    assert user_cache_root({name: value}) == Path("/var/cache") / service["CacheDirectory"]

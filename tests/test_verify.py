@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,12 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.tiny_checkpoint import write_tiny_checkpoint
 from splitvla_cloud.__main__ import main
+from splitvla_cloud.backbone import Backbone
 from splitvla_cloud.split import Checkpoint, split
 from splitvla_cloud.verify import VerifyRequest, render_rows, verify
 from splitvla_cloud.verify.frames import built_in_frames, read_frames
 from splitvla_cloud.verify.table import close_numbers, same_numbers
-from splitvla_cloud.verify.unsplit import square
+from splitvla_cloud.verify.unsplit import UnsplitBackbone, square
 from splitvla_edge.images import to_square
 from splitvla_shared.errors import BundleError, ConfigError, ObservationError
 from splitvla_shared.spec import Resize
@@ -66,6 +69,38 @@ def test_a_reduced_precision_is_judged_by_how_far_it_is_behind(tiny_checkpoint: 
     tokens = found.rows[STAGES.index("tokens")]
     assert "int8" in tokens.compared
     assert "std behind unsplit bf16" in tokens.worst
+
+
+def test_one_model_is_in_memory_at_a_time(
+    tiny_checkpoint: Path, tiny_bundles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of a 7B's backbones would not fit the machine that one was chosen for."""
+    loaded: list[weakref.ref[Any]] = []
+    load, read = Backbone.load, UnsplitBackbone.__init__
+
+    def alone() -> None:
+        assert not [one for one in loaded if one() is not None]
+
+    def load_alone(*arguments: Any, **options: Any) -> Backbone:
+        alone()
+        backbone = load(*arguments, **options)
+        loaded.append(weakref.ref(backbone))
+        return backbone
+
+    def read_alone(self: UnsplitBackbone, *arguments: Any) -> None:
+        alone()
+        read(self, *arguments)
+        loaded.append(weakref.ref(self))
+
+    monkeypatch.setattr(Backbone, "load", load_alone)
+    monkeypatch.setattr(UnsplitBackbone, "__init__", read_alone)
+    request = VerifyRequest(tiny_checkpoint, tiny_bundles, precisions=("fp32", "int8"), device="cpu")
+    gc.disable()  # what a cycle holds is not to be freed by luck
+    try:
+        assert verify(request).agreement.count("\nsplit ") == 2
+    finally:
+        gc.enable()
+    assert len(loaded) == 6
 
 
 def test_the_single_tower_layout_passes(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ class FrameAccount:
             if len(before.tokens) == len(after.tokens) > 0:
                 self._equal.append([a == b for a, b in zip(before.tokens, after.tokens, strict=True)])
         for step in rollout.steps:
-            image = np.ascontiguousarray(step.image)
-            self._bytes.append(float(len(simplejpeg.encode_jpeg(image, quality=_QUALITY))))
+            jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(step.image), quality=_QUALITY, colorsubsampling="420")
+            self._bytes.append(float(len(jpeg)))
 
     def notes(self) -> list[str]:
         """One sentence on each; none on what was not seen."""
@@ -39,5 +39,5 @@ class FrameAccount:
             )
         if self._bytes:
             p50, p99, _ = percentiles(self._bytes)
-            notes.append(f"JPEG of a frame at quality {_QUALITY}: p50 {p50:,.0f} B, p99 {p99:,.0f} B.")
+            notes.append(f"JPEG of a frame at quality {_QUALITY} (4:2:0): p50 {p50:,.0f} B, p99 {p99:,.0f} B.")
         return notes

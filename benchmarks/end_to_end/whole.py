@@ -44,12 +44,16 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class Acted:
-    """One action, float64 (dims,), its tokens, and where the time went in milliseconds."""
+    """One action, float64 (dims,), its tokens, and where the time went in milliseconds.
+
+    clipped: indices of tokens that are no action token.
+    """
 
     tokens: tuple[int, ...]
     action: ActionArray
     encode_ms: float
     backbone_ms: float
+    clipped: tuple[int, ...] = ()
 
 
 class Whole(Protocol):
@@ -94,7 +98,10 @@ class EagerWhole:
 
 
 class SplitWhole:
-    """Both halves of a bundle on one machine: ONNX encoder and this project's backbone, with nothing in between."""
+    """Both halves of a bundle on one machine: ONNX encoder and this project's backbone, with nothing in between.
+
+    Mutable state: the last answer, which is the next one's draft as it is for the split (`EdgePolicy`).
+    """
 
     def __init__(self, settings: EngineSettings) -> None:
         edge = open_bundle(settings.bundles / "edge", "edge")
@@ -106,14 +113,18 @@ class SplitWhole:
         self._backbone.warm_up(model.spec.patches, model.statistics.dims)
         self._prompt = Prompt.load(cloud.path, cloud.spec)
         self._numbers = _Numbers(model.statistics, model.spec.action_vocab_size, model.spec.action_bins)
+        self._draft: tuple[int, ...] = ()
 
     def act(self, image: Image, instruction: str) -> Acted:
         started = time.perf_counter()
         patches: FloatArray = self._encoder.embed(self._square(image))
         encoded = time.perf_counter()
         ids = self._prompt.ids(instruction)
-        tokens = self._backbone.infer(ids, patches, self._numbers.statistics.dims).ids
-        return self._numbers.acted(tokens, started, encoded)
+        draft, self._draft = self._draft, ()  # none after an error
+        tokens = self._backbone.infer(ids, patches, self._numbers.statistics.dims, draft).ids
+        acted = self._numbers.acted(tokens, started, encoded)
+        self._draft = () if acted.clipped else tokens
+        return acted
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +136,10 @@ class _Numbers:
     bins: int
 
     def acted(self, tokens: tuple[int, ...], started: float, encoded: float) -> Acted:
-        normalized = detokenize(tokens, vocab_size=self.vocab_size, bins=self.bins).normalized
-        action = self.statistics.unnormalize(normalized)
+        said = detokenize(tokens, vocab_size=self.vocab_size, bins=self.bins)
+        action = self.statistics.unnormalize(said.normalized)
         ended = time.perf_counter()
-        return Acted(tokens, action, (encoded - started) * 1e3, (ended - encoded) * 1e3)
+        return Acted(tokens, action, (encoded - started) * 1e3, (ended - encoded) * 1e3, said.clipped)
 
 
 ENGINES: dict[EngineName, Callable[[EngineSettings], Whole]] = {"eager": EagerWhole, "split": SplitWhole}

@@ -21,11 +21,13 @@ _SPACE = "\u2581"
 def prompt_template(config: Fields, name: str, towers: int) -> str:
     """v0.1 models speak Vicuna's chat format, all later ones the plain form.
 
-    The reference asks whether the path holds "v01"; the language backbone says the same of a renamed folder, and
-    a checkpoint that does not name its backbone is v0.1 where it has a single vision tower.
+    The reference asks whether the path holds "v01", which a fine-tune of a later model may be called too. So where the
+    config names its language backbone (v0.1's is vicuna-v15-7b), that alone decides; where it does not, v0.1 is what
+    the folder calls so, and what has a single vision tower.
     """
-    backbone = config.text("llm_backbone_id", "" if towers > 1 else "vicuna")
-    return PROMPT_V01 if "vicuna" in backbone or "v01" in name else PROMPT_V02
+    backbone = config.text("llm_backbone_id", "")
+    vicuna = "vicuna" in backbone if backbone else towers == 1 or "v01" in name
+    return PROMPT_V01 if vicuna else PROMPT_V02
 
 
 def suffix_token_id(tokenizer: Fields, action_vocab_size: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -121,29 +122,32 @@ def precision_rows(case: Case, precisions: Sequence[Precision], report: Progress
     del encoder
     half = _ask_unsplit(case, torch.bfloat16, bf16_patches, report)
     itself = [[answer.tokens for answer in frame] for frame in half]
-    rows = [("unsplit bf16", _share(itself, exact), "100.0%", "-", "-")]
-    notes: list[str] = []
-    for precision in precisions:
-        try:
-            backbone = _load(case, precision, report)
-        except ConfigError as error:
-            rows.append((f"split {precision}", "-", "-", "-", "not on this machine"))
-            notes.append(f"\n{error}")
-            continue
-        tokens = _ask(case, backbone, report)
-        behind = _behind(case, backbone, exact)
-        forced = f"{np.mean(behind == 0):.1%}"
-        rows.append(
-            (f"split {precision}", _share(tokens, exact), _share(tokens, half), forced, f"{np.mean(behind):.3f} std")
-        )
+    found = [_precision_row(case, precision, exact, half, report) for precision in precisions]
     return render(
-        ("backbone", "as unsplit fp32", "as unsplit bf16", "teacher-forced as fp32", "behind"), rows
-    ) + "".join(notes)
+        ("backbone", "as unsplit fp32", "as unsplit bf16", "teacher-forced as fp32", "behind"),
+        [("unsplit bf16", _share(itself, exact), "100.0%", "-", "-"), *(row for row, _ in found)],
+    ) + "".join(note for _, note in found)
+
+
+def _precision_row(
+    case: Case, precision: Precision, exact: Answers, half: Answers, report: Progress
+) -> tuple[tuple[str, str, str, str, str], str]:
+    """The row, or why it is empty. Its backbone is nobody's afterwards, because the next one needs the room."""
+    name = f"split {precision}"
+    try:
+        backbone = _load(case, precision, report)
+    except ConfigError as error:
+        return (name, "-", "-", "-", "not on this machine"), f"\n{error}"
+    tokens = _ask(case, backbone, report)
+    behind = _behind(case, backbone, exact)
+    forced = f"{np.mean(behind == 0):.1%}"
+    return (name, _share(tokens, exact), _share(tokens, half), forced, f"{np.mean(behind):.3f} std"), ""
 
 
 def _ask_unsplit(case: Case, dtype: torch.dtype, patches: Sequence[FloatArray], report: Progress) -> Answers:
     stage = f"unsplit backbone {str(dtype).removeprefix('torch.')}"
     report(stage, 0, len(patches))
+    _make_room()
     model = UnsplitBackbone(case.source, dtype, select_device(case.device))
     return [
         [model.answer(prompt, one, case.count) for prompt in case.prompts] for one in watched(patches, stage, report)
@@ -152,7 +156,13 @@ def _ask_unsplit(case: Case, dtype: torch.dtype, patches: Sequence[FloatArray], 
 
 def _load(case: Case, precision: Precision, report: Progress) -> Backbone:
     report(f"cloud bundle {precision}", 0, len(case.patches))
+    _make_room()
     return Backbone.load(case.cloud, precision, case.device)
+
+
+def _make_room() -> None:
+    """transformers' first import keeps the caller's frame in a cycle, and with it the first model that was loaded."""
+    gc.collect()
 
 
 def _ask(case: Case, backbone: Backbone, report: Progress) -> Tokens:

@@ -196,12 +196,31 @@ def _default_parcel(bundle: Bundle, spec: ModelSpec) -> Path:
 
 def _install(bundle: Bundle, cloud: Bundle | None, parcel: Parcel, extra: Mapping[str, Any]) -> None:
     """Both halves are complete on the disk before the first of them takes its place."""
-    try:
-        with contextlib.ExitStack() as stack:
-            halves = [(stack.enter_context(staged(bundle, parcel, extra)), bundle.path)]
-            if cloud is not None:
-                halves.append((stack.enter_context(staged(cloud, parcel, cloud.extra)), cloud.path))
-            for whole, folder in halves:
+    with contextlib.ExitStack() as stack:
+        halves = [(stack.enter_context(staged(bundle, parcel, extra)), bundle.path)]
+        if cloud is not None:
+            halves.append((stack.enter_context(staged(cloud, parcel, cloud.extra)), cloud.path))
+        _exchange_all(halves)
+
+
+def _exchange_all(halves: Sequence[tuple[Path, Path]]) -> None:
+    """Every folder changes places with its new one, or none does."""
+    with contextlib.ExitStack() as undo:
+        for whole, folder in halves:
+            try:
                 exchange(whole, folder)
+            except OSError as error:
+                were = "both halves are as they were" if len(halves) > 1 else "it is as it was"
+                raise BundleError(f"can't replace {folder}: {error.strerror or error}; {were}") from error
+            undo.callback(_put_back, whole, folder, halves[-1][1])
+        undo.pop_all()
+
+
+def _put_back(before: Path, folder: Path, other: Path) -> None:
+    try:
+        exchange(before, folder)
     except OSError as error:
-        raise BundleError(f"can't replace {bundle.path}: {error.strerror or error}; it is as it was") from error
+        raise BundleError(
+            f"{folder} holds the new codec and {other} does not; calibrate again when the disk works "
+            f"({error.strerror or error})"
+        ) from error
