@@ -212,8 +212,9 @@ def _device(state: Callable[[], object]) -> DeviceRobot:
 
 def test_arrays_of_a_driver_become_plain_numbers() -> None:
     position, opening = np.arange(7, dtype=np.float32), np.float32(0.5)
-    state = _device(lambda: RobotState(np.True_, np.False_, position, opening)).read_state()  # type: ignore[arg-type]
-    assert state == RobotState(True, False, (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0), 0.5)
+    given = RobotState(np.True_, np.False_, position, opening, np.False_)  # type: ignore[arg-type]
+    state = _device(lambda: given).read_state()
+    assert state == RobotState(True, False, (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0), 0.5, False)
     assert [type(value) for value in (state.ready, *state.position[:1], state.gripper)] == [bool, float, float]  # type: ignore[index]
 
 

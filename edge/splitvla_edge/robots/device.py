@@ -52,7 +52,7 @@ class DeviceRobot:
                     f"{self._space.dims}"
                 )
             gripper = None if state.gripper is None else float(state.gripper)
-            return RobotState(bool(state.ready), bool(state.estop), position, gripper)
+            return RobotState(bool(state.ready), bool(state.estop), position, gripper, bool(state.enabled))
 
     def apply(self, command: Command) -> None:
         """Raises RobotError."""
