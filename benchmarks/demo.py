@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.outage import run_show
 from benchmarks.processes import ProcessLost
 from benchmarks.shows import choose_show, recorded
-from splitvla_edge.daemon import new_run_dir
+from splitvla_edge.daemon.run import new_run_dir
 from splitvla_shared.errors import SplitVLAError
 
 

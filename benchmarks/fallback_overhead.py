@@ -10,10 +10,10 @@ from pathlib import Path
 from benchmarks.fallback_known import alternating
 from benchmarks.fallback_sim import SPACE, simulate
 from benchmarks.report import heading, percentiles, table
-from splitvla_edge.black_box import BlackBox
+from splitvla_edge.daemon.black_box import BlackBox
+from splitvla_edge.daemon.record import LineWriter, StepRecord
 from splitvla_edge.fallback import Command, FallbackSettings, TickInputs
 from splitvla_edge.fallback.machine import FallbackMachine
-from splitvla_edge.record import LineWriter, StepRecord
 
 _SECONDS = 240.0
 

@@ -24,7 +24,7 @@ from splitvla_edge.fallback import (
     deadline_s,
 )
 from splitvla_edge.fallback.machine import FallbackMachine
-from splitvla_edge.robots.base import ActionSpace, Kind
+from splitvla_edge.robots.action_space import ActionSpace, Kind
 from splitvla_shared.nouns import StageTimes
 
 SPACE = ActionSpace(Kind.DELTA_EE, (-0.1,) * 6 + (0.0,), (0.1,) * 6 + (1.0,), gripper=6, gripper_start=1.0)

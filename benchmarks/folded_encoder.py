@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import report
 from splitvla_edge.calibrate.learn import sealed
-from splitvla_edge.encoder import OnnxEncoder
+from splitvla_edge.encoding.encoder import OnnxEncoder
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.codec import rans
 from splitvla_shared.codec.tables import ALPHABETS, CONTEXTS, REFERENCE_LEVELS, CodecTables, RungTables

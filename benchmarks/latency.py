@@ -36,9 +36,9 @@ from benchmarks.end_to_end.trained_policy import calibrate_halves
 from benchmarks.frames import CLIP, INSTRUCTION
 from benchmarks.link.synthetic import FOLDER as TRACES
 from benchmarks.processes import ProcessLost
-from splitvla_edge.link import GrpcLink, check_address
+from splitvla_edge.link.grpc_link import GrpcLink, check_address
+from splitvla_edge.link.security import Security
 from splitvla_edge.robots.replay import open_source
-from splitvla_edge.security import Security
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.command_line import run_command
 from splitvla_shared.errors import ConfigError, SplitVLAError, Unreachable

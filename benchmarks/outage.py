@@ -16,8 +16,8 @@ from pathlib import Path
 from benchmarks.processes import ProcessLost, ServerProcess, free_port
 from benchmarks.shows import Script, Show
 from benchmarks.timeline import Marker, draw
-from splitvla_edge.record import STEPS_FILE, StepRecord, StepTail, read_steps, summarise
-from splitvla_edge.watch import wait_for_run, watch
+from splitvla_edge.daemon.record import STEPS_FILE, StepRecord, StepTail, read_steps, summarise
+from splitvla_edge.daemon.watch import wait_for_run, watch
 
 EDGE_LOG = "edge.log"
 # Both machines of the real system are this one here: on few cores, spinning threads cost more than they give.

@@ -12,7 +12,7 @@ from benchmarks.closed_loop.trained import trained
 from benchmarks.frames import CLIP, INSTRUCTION, read_frames
 from benchmarks.tiny_checkpoint import write_tiny_checkpoint
 from splitvla_cloud.split import split
-from splitvla_edge.episodes import Outcome, read_episodes
+from splitvla_edge.daemon.episodes import Outcome, read_episodes
 from splitvla_edge.robots.metaworld.adapter import check_machine
 from splitvla_edge.robots.metaworld.tasks import find_task
 from splitvla_shared.errors import ConfigError

@@ -16,7 +16,7 @@ mpl.use("Agg")  # no screen is needed, and none is looked for
 import matplotlib.pyplot as plt
 from matplotlib.patches import Patch
 
-from splitvla_edge.record import STEPS_FILE, StepRecord, read_steps, summarise
+from splitvla_edge.daemon.record import STEPS_FILE, StepRecord, read_steps, summarise
 from splitvla_shared.nouns import Image
 
 # Stages in the order of a frame's way, joined to what a person asks about, with a colour-blind-safe palette.

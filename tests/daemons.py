@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from splitvla_edge.record import STEPS_FILE, StepRecord, StepTail
+from splitvla_edge.daemon.record import STEPS_FILE, StepRecord, StepTail
 
 PATIENCE_S = 30.0
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from splitvla_edge.calls import InferCall, Reply, ServerDescription, ServerStages
+from splitvla_edge.link.calls import InferCall, Reply, ServerDescription, ServerStages
 from splitvla_shared.errors import SplitVLAError
 from splitvla_shared.nouns import FloatArray, Image, Scheme
 from tests.fake_server import SPEC

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from splitvla_edge.fallback import TRANSITIONS, Chunk, Command, Hint, State, TickInputs
 from splitvla_edge.fallback.machine import FallbackMachine
-from splitvla_edge.robots.base import Kind
+from splitvla_edge.robots.action_space import Kind
 
 _EPSILON = 1e-6
 

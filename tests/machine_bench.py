@@ -20,7 +20,7 @@ from splitvla_edge.fallback import (
     TickInputs,
 )
 from splitvla_edge.fallback.machine import FallbackMachine
-from splitvla_edge.robots.base import ActionSpace, Kind
+from splitvla_edge.robots.action_space import ActionSpace, Kind
 
 DT = 0.2
 SPACE = ActionSpace(Kind.DELTA_EE, (-1.0, -1.0, 0.0), (1.0, 1.0, 1.0), gripper=2, gripper_start=0.5)

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.fallback_known import alternating
 from benchmarks.fallback_sim import SPACE, Link, Moment, Way, simulate
 from splitvla_edge.__main__ import main
-from splitvla_edge.black_box import BlackBox, replay
+from splitvla_edge.daemon.black_box import BlackBox, replay
 from splitvla_edge.fallback import Command, FallbackSettings, State, TickInputs
 from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_shared.errors import ConfigError

@@ -14,7 +14,7 @@ import pytest
 
 from splitvla_cloud.__main__ import main as cloud_main
 from splitvla_edge.__main__ import main
-from splitvla_edge.encoder import OnnxEncoder
+from splitvla_edge.encoding.encoder import OnnxEncoder
 from splitvla_edge.model import read_ladder
 from splitvla_shared.bundle import open_bundle, write_manifest
 from splitvla_shared.codec.bundled import CODEC_FILE, read_tables

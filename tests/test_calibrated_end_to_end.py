@@ -16,9 +16,9 @@ from splitvla_cloud.backbone import Backbone
 from splitvla_cloud.prompt import Prompt
 from splitvla_edge import EdgePolicy
 from splitvla_edge.calibrate.command import CalibrateRequest, calibrate
-from splitvla_edge.encoder import OnnxEncoder
-from splitvla_edge.images import to_square
+from splitvla_edge.encoding.encoder import OnnxEncoder
 from splitvla_edge.model import read_ladder
+from splitvla_edge.preprocess.images import to_square
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.codec.transform import Binding, TransformCodec
 from splitvla_shared.errors import SpecMismatch

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitvla_edge.channel import (
+from splitvla_edge.daemon.channel import (
     _KINDS,
     Channel,
     Contract,
@@ -21,7 +21,7 @@ from splitvla_edge.channel import (
     pack,
     unpack,
 )
-from splitvla_edge.datagrams import ChannelClosed, ChannelError
+from splitvla_edge.daemon.datagrams import ChannelClosed, ChannelError
 from splitvla_edge.fallback import Asked, Chunk, Hint, LocalChunk, Miss, Outcome, Ready
 from splitvla_shared.nouns import ServerHints, StageTimes
 

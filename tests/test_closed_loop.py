@@ -23,8 +23,8 @@ from benchmarks.closed_loop.runner import run
 from benchmarks.report import wilson
 from benchmarks.success import main
 from splitvla_cloud.verify.unsplit import Answer
-from splitvla_edge.episodes import Episode, Outcome
-from splitvla_edge.record import STEPS_FILE, StepRecord
+from splitvla_edge.daemon.episodes import Episode, Outcome
+from splitvla_edge.daemon.record import STEPS_FILE, StepRecord
 from splitvla_edge.robots.metaworld.adapter import open_world
 from splitvla_shared.errors import ConfigError, Unreachable
 from splitvla_shared.nouns import ActionChunk, Observation

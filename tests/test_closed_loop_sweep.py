@@ -18,7 +18,7 @@ from benchmarks.closed_loop.plain import PlainClient, Played
 from benchmarks.closed_loop.results import Result, TaskResult
 from benchmarks.closed_loop.sweep import BARE, LADDER, PATIENT, Condition, Outcome, conditions
 from benchmarks.closed_loop.sweep_report import draw, rows, text
-from splitvla_edge.robots.base import ActionSpace, Kind
+from splitvla_edge.robots.action_space import ActionSpace, Kind
 from splitvla_shared.errors import ConfigError, Unreachable
 from splitvla_shared.nouns import ActionChunk, Observation
 from tests.sim_fakes import FakeWorld

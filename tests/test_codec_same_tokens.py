@@ -13,8 +13,8 @@ import pytest
 from benchmarks.processes import ServerProcess
 from splitvla_edge.calibrate.learn import learn, sealed
 from splitvla_edge.embedder import Encoder
-from splitvla_edge.encoder import OnnxEncoder
-from splitvla_edge.link import GrpcLink
+from splitvla_edge.encoding.encoder import OnnxEncoder
+from splitvla_edge.link.grpc_link import GrpcLink
 from splitvla_edge.model import read_edge_model
 from splitvla_edge.policy import EdgePolicy
 from splitvla_shared.bundle import Side, open_bundle, write_manifest

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from splitvla_edge.calls import InferCall, Reply, ServerDescription
-from splitvla_edge.link import GrpcLink, PendingCall
+from splitvla_edge.link.calls import InferCall, Reply, ServerDescription
+from splitvla_edge.link.grpc_link import GrpcLink, PendingCall
+from splitvla_edge.link.servers import ServerPool
 from splitvla_edge.policy import EdgePolicy
-from splitvla_edge.servers import ServerPool
 from splitvla_shared.codec.model import Reference
 from splitvla_shared.codec.transform import Binding, TransformCodec
 from splitvla_shared.errors import DeadlineMissed, KeyFrameNeeded, ServerFault
@@ -256,7 +256,7 @@ def test_a_frame_unlike_any_that_was_calibrated_with_goes_as_int8(
 
 
 def test_a_server_that_wants_a_key_frame_without_reason_is_faulty() -> None:
-    from splitvla_edge.link import _read_reply
+    from splitvla_edge.link.grpc_link import _read_reply
     from splitvla_shared.wire import inference_pb2 as pb
 
     call = InferCall(SPEC.fingerprint, 1, 7, "robot", "pick", (), 7)

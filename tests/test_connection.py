@@ -9,10 +9,10 @@ import grpc
 import pytest
 
 from benchmarks.link import LinkProxy
-from splitvla_edge import connection
-from splitvla_edge.calls import InferCall
-from splitvla_edge.connection import Connection
-from splitvla_edge.link import GrpcLink
+from splitvla_edge.link import connection
+from splitvla_edge.link.calls import InferCall
+from splitvla_edge.link.connection import Connection
+from splitvla_edge.link.grpc_link import GrpcLink
 from splitvla_shared.errors import DeadlineMissed, Unreachable
 from tests.fake_server import SPEC, FakeServicer, serving
 

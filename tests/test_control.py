@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from splitvla_edge.channel import Contract, Exhausted, FrameSeen, Message
-from splitvla_edge.control import ControlLoop
+from splitvla_edge.daemon.channel import Contract, Exhausted, FrameSeen, Message
+from splitvla_edge.daemon.control import ControlLoop
+from splitvla_edge.daemon.record import StepRecord
 from splitvla_edge.fallback import Chunk, Command, Event, FallbackSettings, Hint, Miss, Outcome, Ready, State
 from splitvla_edge.fallback.machine import FallbackMachine
-from splitvla_edge.record import StepRecord
-from splitvla_edge.robots.base import ActionSpace, Kind, RobotState
+from splitvla_edge.robots.action_space import ActionSpace, Kind
+from splitvla_edge.robots.base import RobotState
 from splitvla_edge.robots.shadow import ShadowRobot
 from splitvla_edge.robots.simulator.memory import FrameMemory
 from splitvla_edge.robots.simulator.messages import Act, Status
@@ -316,7 +317,7 @@ def test_the_control_process_loads_no_model_codec_network_or_drawing() -> None:
     """In a fresh interpreter, and for the daemon's whole import closure."""
     banned = ["onnxruntime", "grpc", "cv2", "PIL", "splitvla_shared.codec", "google.protobuf", "rich", "torch"]
     code = (
-        "import sys, splitvla_edge.control, splitvla_edge.daemon, splitvla_edge.robots\n"
+        "import sys, splitvla_edge.daemon.control, splitvla_edge.daemon.run, splitvla_edge.robots\n"
         f"print([name for name in {banned} if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from splitvla_edge import EdgePolicy
-from splitvla_edge.calls import Reply
-from splitvla_edge.image_pipelines import build_pipeline
-from splitvla_edge.images import GRAY
+from splitvla_edge.link.calls import Reply
 from splitvla_edge.model import EdgeModel
+from splitvla_edge.preprocess.image_pipelines import build_pipeline
+from splitvla_edge.preprocess.images import GRAY
 from splitvla_shared.actions import parse_statistics
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.image_pipelines import ImagePipeline

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from splitvla_edge.daemon import RunSettings, run
+from splitvla_edge.daemon.record import STEPS_FILE, read_steps, run_has_ended
+from splitvla_edge.daemon.run import RunSettings, run
 from splitvla_edge.fallback import Outcome
-from splitvla_edge.record import STEPS_FILE, read_steps, run_has_ended
 from splitvla_edge.robots.replay import ReplaySettings
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.config import load_config

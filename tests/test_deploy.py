@@ -9,8 +9,8 @@ from pathlib import Path
 from splitvla_cloud.__main__ import build_parser as build_cloud_parser
 from splitvla_cloud.settings import ServerSettings
 from splitvla_edge.__main__ import build_parser as build_edge_parser
-from splitvla_edge.daemon import RunSettings
-from splitvla_edge.engine_cache import user_cache_root
+from splitvla_edge.daemon.run import RunSettings
+from splitvla_edge.encoding.engine_cache import user_cache_root
 from splitvla_shared.config import load_config
 from splitvla_shared.errors import BundleError, ConfigError, ServerFault
 

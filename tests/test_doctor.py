@@ -15,7 +15,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from splitvla_edge.__main__ import main
-from splitvla_edge.daemon import RunSettings
+from splitvla_edge.daemon.run import RunSettings
 from splitvla_edge.doctor import diagnose, print_table, render_json, well
 from splitvla_edge.doctor_checks import CHECKS, CheckResult, DoctorSettings, Patient, Verdict
 from splitvla_edge.fallback import FallbackSettings

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from splitvla_edge.encoder import ENCODER_FILE, OnnxEncoder
+from splitvla_edge.encoding.encoder import ENCODER_FILE, OnnxEncoder
 from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.errors import BundleError, ConfigError
 from tests.specs import make_spec

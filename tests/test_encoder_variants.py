@@ -23,8 +23,8 @@ from splitvla_cloud.split.encoder_parity import DEFAULT_FLOOR, NO_FLOOR, Floor, 
 from splitvla_cloud.split.encoder_variants import EncoderOptions
 from splitvla_cloud.split.reduced_graph import write_float16, write_int8
 from splitvla_cloud.split.smoothing import Factors, RescaledTensor, calibrate, rescaled
-from splitvla_edge.encoder import OnnxEncoder, encoders_of
-from splitvla_edge.probe import check_encoder
+from splitvla_edge.encoding.encoder import OnnxEncoder, encoders_of
+from splitvla_edge.encoding.probe import check_encoder
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.encoders import ENCODER_FILES, FP16, FP32, INT8, parse_encoders
 from splitvla_shared.errors import BundleError, CheckpointError, ConfigError, ObservationError

@@ -15,7 +15,7 @@ from splitvla_edge.fallback import (
     State,
 )
 from splitvla_edge.fallback.motion import shape
-from splitvla_edge.robots.base import ActionSpace, Kind
+from splitvla_edge.robots.action_space import ActionSpace, Kind
 from tests.machine_bench import ABSOLUTE, ACTION, ROWS, Bench
 
 

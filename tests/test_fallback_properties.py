@@ -24,7 +24,7 @@ from splitvla_edge.fallback import (
     TickInputs,
 )
 from splitvla_edge.fallback.machine import FallbackMachine
-from splitvla_edge.robots.base import ActionSpace, Kind
+from splitvla_edge.robots.action_space import ActionSpace, Kind
 from splitvla_shared.nouns import StageTimes
 from tests.fallback_invariants import Watch
 

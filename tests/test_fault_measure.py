@@ -16,7 +16,7 @@ import pytest
 from benchmarks.faults.driver import Received, driving
 from benchmarks.faults.measure import Injection, Outcome, account, outcome
 from benchmarks.faults.wall_clock import NoCompiler, WallClock
-from splitvla_edge.record import StepRecord
+from splitvla_edge.daemon.record import StepRecord
 
 PERIOD_S = 0.05
 

@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from splitvla_edge.calibrate.learn import learn, sealed
-from splitvla_edge.encoder import OnnxEncoder
-from splitvla_edge.onnx_graph import Linear, cut, last_linear
+from splitvla_edge.encoding.encoder import OnnxEncoder
+from splitvla_edge.encoding.onnx_graph import Linear, cut, last_linear
 from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.codec.tables import CodecTables
 from splitvla_shared.errors import BundleError

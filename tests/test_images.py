@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image as PilImage
 
-from splitvla_edge import images
-from splitvla_edge.images import check_image, load_image, to_square
+from splitvla_edge.preprocess import images
+from splitvla_edge.preprocess.images import check_image, load_image, to_square
 from splitvla_shared.errors import ObservationError
 from splitvla_shared.nouns import Image
 from splitvla_shared.spec import Resize

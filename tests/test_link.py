@@ -12,8 +12,8 @@ import grpc
 import numpy as np
 import pytest
 
-from splitvla_edge.calls import CameraPayload, InferCall
-from splitvla_edge.link import GrpcLink, check_address
+from splitvla_edge.link.calls import CameraPayload, InferCall
+from splitvla_edge.link.grpc_link import GrpcLink, check_address
 from splitvla_shared.codec import encode
 from splitvla_shared.errors import (
     STATUS_TO_ERROR,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import threading
 
-from splitvla_edge.notices import Notices, Story
-from splitvla_edge.record import StepRecord
+from splitvla_edge.daemon.notices import Notices, Story
+from splitvla_edge.daemon.record import StepRecord
 from splitvla_shared.nouns import StageTimes
 
 QUIET = StepRecord(1, 0.2, "NOMINAL", "action executed", 1, (0.0,))

@@ -11,9 +11,9 @@ import grpc
 import pytest
 
 from splitvla_cloud.settings import ServerSettings, credentials
-from splitvla_edge.daemon import RunSettings
-from splitvla_edge.link import GrpcLink
-from splitvla_edge.security import Security
+from splitvla_edge.daemon.run import RunSettings
+from splitvla_edge.link.grpc_link import GrpcLink
+from splitvla_edge.link.security import Security
 from splitvla_shared.config import load_config
 from tests.fake_server import SPEC, FakeServicer, serving
 

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from splitvla_edge.daemon import RunSettings
+from splitvla_edge.daemon.run import RunSettings
 from splitvla_edge.doctor_checks import CHECKS, CheckResult, DoctorSettings, Patient, Verdict, examine
 from splitvla_edge.fallback import Command, State
 from splitvla_edge.robots import find_world
-from splitvla_edge.robots.base import ActionSpace, Kind, RobotState
+from splitvla_edge.robots.action_space import ActionSpace, Kind
+from splitvla_edge.robots.base import RobotState
 from splitvla_edge.robots.camera import LiveCamera
 from splitvla_edge.robots.device import DeviceCamera, DeviceRobot
 from splitvla_edge.robots.kinds import RobotKind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from splitvla_edge.calls import CameraPayload
+from splitvla_edge.link.calls import CameraPayload
 from splitvla_edge.payloads import FrameId, PayloadCoder
 from splitvla_shared.codec import decode
 from splitvla_shared.errors import CodecError, ConfigError

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from splitvla_edge.channel import Channel, Contract, Exhausted, FrameSeen, Message
+from splitvla_edge.daemon.channel import Channel, Contract, Exhausted, FrameSeen, Message
+from splitvla_edge.daemon.perception import Perception
 from splitvla_edge.fallback import Asked, Chunk, Hint, LocalChunk, Miss, Outcome, Ready
 from splitvla_edge.outcomes import OUTCOMES
-from splitvla_edge.perception import Perception
 from splitvla_edge.robots.base import Frame
 from splitvla_shared.errors import (
     ConfigError,

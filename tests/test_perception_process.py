@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from splitvla_edge.perception import PerceptionSettings
-from splitvla_edge.perception_process import read_settings, wait_for_turn
+from splitvla_edge.daemon.perception import PerceptionSettings
+from splitvla_edge.daemon.perception_process import read_settings, wait_for_turn
 from splitvla_edge.robots.replay import ReplaySettings
 from splitvla_shared.errors import ConfigError
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from splitvla_edge import EdgePolicy
-from splitvla_edge.calls import Reply, ServerDescription, ServerStages
-from splitvla_edge.link import GrpcLink
+from splitvla_edge.link.calls import Reply, ServerDescription, ServerStages
+from splitvla_edge.link.grpc_link import GrpcLink
 from splitvla_edge.model import EdgeModel
 from splitvla_shared.actions import parse_statistics
 from splitvla_shared.bundle import open_bundle

@@ -25,8 +25,8 @@ from splitvla_cloud.split.geometry import LanguageGeometry
 from splitvla_cloud.split.streamed_llama import StreamedLlama
 from splitvla_cloud.split.streamed_vit import streamed_edge_model
 from splitvla_cloud.split.tensor_file import read_header
-from splitvla_edge.encoder import OnnxEncoder
-from splitvla_edge.probe import check_encoder, check_sees, probed
+from splitvla_edge.encoding.encoder import OnnxEncoder
+from splitvla_edge.encoding.probe import check_encoder, check_sees, probed
 from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.errors import BundleError, ServerFault
 from splitvla_shared.nouns import ActionChunk, Image, Observation

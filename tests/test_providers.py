@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from splitvla_edge.encoder import OnnxEncoder
-from splitvla_edge.engine_cache import EngineKey, engine_folder, user_cache_root
-from splitvla_edge.machine_names import accelerator_name
-from splitvla_edge.providers import PROVIDERS, Options, Selection, Session, infer, select
+from splitvla_edge.encoding.encoder import OnnxEncoder
+from splitvla_edge.encoding.engine_cache import EngineKey, engine_folder, user_cache_root
+from splitvla_edge.encoding.machine_names import accelerator_name
+from splitvla_edge.encoding.providers import PROVIDERS, Options, Selection, Session, infer, select
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.errors import ConfigError
 
@@ -198,7 +198,7 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path, mode: int)
 def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine_folder(tmp_path, KEY)
     owner = tmp_path.stat().st_uid
-    monkeypatch.setattr("splitvla_edge.engine_cache.os.geteuid", lambda: owner + 1)
+    monkeypatch.setattr("splitvla_edge.encoding.engine_cache.os.geteuid", lambda: owner + 1)
     with pytest.raises(ConfigError, match=f"splitvla belongs to user {owner}"):
         engine_folder(tmp_path, KEY)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from splitvla_edge.record import (
+from splitvla_edge.daemon.record import (
     LineWriter,
     StepRecord,
     StepTail,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from splitvla_edge.calls import InferCall
-from splitvla_edge.link import GrpcLink
+from splitvla_edge.link.calls import InferCall
+from splitvla_edge.link.grpc_link import GrpcLink
 from splitvla_shared.errors import Overloaded
 from splitvla_shared.transport import read_retry_after, write_retry_after
 from splitvla_shared.wire import inference_pb2 as pb

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image as PillowImage
 
-from splitvla_edge.daemon import RunSettings
+from splitvla_edge.daemon.run import RunSettings
 from splitvla_edge.fallback import Command, State
 from splitvla_edge.robots import ROBOTS, find_world, open_camera, open_robot
-from splitvla_edge.robots.base import ActionSpace, Kind
+from splitvla_edge.robots.action_space import ActionSpace, Kind
 from splitvla_edge.robots.camera import CameraSettings, LiveCamera
 from splitvla_edge.robots.replay import CommandRecorder, ReplayCamera, ReplaySettings
 from splitvla_shared.errors import ConfigError, RobotError

@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 from PIL import Image as PillowImage
 
-from splitvla_edge import daemon
-from splitvla_edge.control import Requests
-from splitvla_edge.daemon import RunSettings, run
-from splitvla_edge.episodes import Episode
+from splitvla_edge.daemon import run as daemon
+from splitvla_edge.daemon.control import Requests
+from splitvla_edge.daemon.episodes import Episode
+from splitvla_edge.daemon.record import STEPS_FILE, read_steps, run_has_ended, unused, write_run
+from splitvla_edge.daemon.run import RunSettings, run
 from splitvla_edge.fallback import Command
-from splitvla_edge.record import STEPS_FILE, read_steps, run_has_ended, unused, write_run
 from splitvla_edge.robots import ROBOTS
-from splitvla_edge.robots.base import ActionSpace, Kind, RobotState
+from splitvla_edge.robots.action_space import ActionSpace, Kind
+from splitvla_edge.robots.base import RobotState
 from splitvla_edge.robots.replay import CommandRecorder
 from splitvla_shared.errors import BundleError, ConfigError, RobotError
 

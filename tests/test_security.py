@@ -8,8 +8,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from splitvla_edge.link import GrpcLink
-from splitvla_edge.security import Security
+from splitvla_edge.link.grpc_link import GrpcLink
+from splitvla_edge.link.security import Security
 from splitvla_shared.errors import ConfigError, Unreachable
 from tests.fake_server import SPEC, FakeServicer, serving
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from splitvla_edge.breaker import Breaker
-from splitvla_edge.calls import InferCall, Reply, ServerDescription
-from splitvla_edge.link import GrpcLink, check_addresses
-from splitvla_edge.servers import ServerPool
+from splitvla_edge.link.breaker import Breaker
+from splitvla_edge.link.calls import InferCall, Reply, ServerDescription
+from splitvla_edge.link.grpc_link import GrpcLink, check_addresses
+from splitvla_edge.link.servers import ServerPool
 from splitvla_shared.errors import (
     ConfigError,
     DeadlineMissed,

@@ -12,10 +12,10 @@ from benchmarks.end_to_end.trained_policy import FRAMES, INSTRUCTION
 from benchmarks.frames import read_frames
 from splitvla_cloud.backbone import Backbone
 from splitvla_cloud.prompt import Prompt
-from splitvla_edge.encoder import OnnxEncoder
-from splitvla_edge.images import to_square
+from splitvla_edge.encoding.encoder import OnnxEncoder
 from splitvla_edge.local.agreement import Agreement
 from splitvla_edge.local.graph import LocalPolicy
+from splitvla_edge.preprocess.images import to_square
 from splitvla_edge.robots.metaworld.tasks import TASKS
 from splitvla_shared.actions import detokenize, parse_statistics
 from splitvla_shared.bundle import open_bundle

@@ -10,7 +10,7 @@ from benchmarks import shows
 from benchmarks.closed_loop import trained
 from benchmarks.shows import Show, choose_show, recorded, simulated
 from splitvla_edge.__main__ import build_parser
-from splitvla_edge.daemon import RunSettings
+from splitvla_edge.daemon.run import RunSettings
 from splitvla_shared.config import load_config
 from splitvla_shared.errors import ConfigError
 from tests.sim_fakes import needs_world

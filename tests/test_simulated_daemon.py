@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks.link import LinkProxy
 from splitvla_edge.__main__ import main
-from splitvla_edge.episodes import Outcome, read_episodes
-from splitvla_edge.record import STEPS_FILE, read_steps
+from splitvla_edge.daemon.episodes import Outcome, read_episodes
+from splitvla_edge.daemon.record import STEPS_FILE, read_steps
 from splitvla_edge.robots import instruction_of
 from splitvla_edge.robots.metaworld import adapter
 from splitvla_edge.robots.metaworld.actions import MAX_STEP_M

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitvla_edge.datagrams import ChannelError
-from splitvla_edge.episodes import Episode, Outcome
+from splitvla_edge.daemon.datagrams import ChannelError
+from splitvla_edge.daemon.episodes import Episode, Outcome
 from splitvla_edge.fallback import Command, State
-from splitvla_edge.robots.base import ActionSpace, Kind
+from splitvla_edge.robots.action_space import ActionSpace, Kind
 from splitvla_edge.robots.simulator.memory import FrameMemory, MemoryCamera
 from splitvla_edge.robots.simulator.messages import Act, Message, SimulatorChannel, Status, pack, unpack
 from splitvla_edge.robots.simulator.process import SimulateSettings, Simulator

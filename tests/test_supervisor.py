@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from splitvla_edge.channel import Channel
-from splitvla_edge.datagrams import ChannelClosed
+from splitvla_edge.daemon.channel import Channel
+from splitvla_edge.daemon.datagrams import ChannelClosed
+from splitvla_edge.daemon.perception import PerceptionSettings
+from splitvla_edge.daemon.supervisor import Supervisor, release_subcommand, start_subcommand
 from splitvla_edge.fallback import Hint
-from splitvla_edge.perception import PerceptionSettings
-from splitvla_edge.supervisor import Supervisor, release_subcommand, start_subcommand
 from tests.daemons import PATIENCE_S
 
 
@@ -46,7 +46,7 @@ def test_a_process_that_talks_nonsense_is_killed_and_started_again() -> None:
 
 
 def test_a_process_that_does_not_end_with_the_channel_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitvla_edge.supervisor._END_S", 0.2)
+    monkeypatch.setattr("splitvla_edge.daemon.supervisor._END_S", 0.2)
     processes = []
 
     def start(fd: int) -> subprocess.Popen[str]:
@@ -84,7 +84,7 @@ def test_a_standby_ends_with_the_daemon_and_one_that_died_is_no_standby() -> Non
 
 _NONSENSE = "import socket, time\nsocket.socket(fileno=fd).send(b'nonsense')\ntime.sleep(60)"
 _SPEAKS = """
-from splitvla_edge.channel import Channel, FrameSeen
+from splitvla_edge.daemon.channel import Channel, FrameSeen
 channel = Channel.from_fd(fd)
 channel.send(FrameSeen(1.0, 0))
 channel.wait(60)
@@ -112,7 +112,7 @@ def test_an_exit_that_no_restart_can_mend_is_final() -> None:
 def test_the_other_end_sees_that_the_daemon_is_gone() -> None:
     """perception must not outlive a control process that was killed: nobody else holds its end of the channel."""
     ours, theirs = Channel.pair()
-    script = "from splitvla_edge.channel import Channel\nChannel.from_fd(fd).wait(30)"
+    script = "from splitvla_edge.daemon.channel import Channel\nChannel.from_fd(fd).wait(30)"
     process = start_script(script)(theirs.fileno())
     theirs.close()
     ours.close()
@@ -147,9 +147,9 @@ class Refusing:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitvla_edge.supervisor._BACKOFF_S", (0.01, 0.01))
-    monkeypatch.setattr("splitvla_edge.supervisor._LOOK_S", 0.01)
-    monkeypatch.setattr("splitvla_edge.supervisor._WITHOUT_STANDBY_S", 0.01)
+    monkeypatch.setattr("splitvla_edge.daemon.supervisor._BACKOFF_S", (0.01, 0.01))
+    monkeypatch.setattr("splitvla_edge.daemon.supervisor._LOOK_S", 0.01)
+    monkeypatch.setattr("splitvla_edge.daemon.supervisor._WITHOUT_STANDBY_S", 0.01)
 
 
 @pytest.mark.usefixtures("hasty")

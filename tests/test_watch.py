@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from splitvla_edge.record import STEPS_FILE, StepRecord, write_run
-from splitvla_edge.watch import View, wait_for_run, watch
+from splitvla_edge.daemon.record import STEPS_FILE, StepRecord, write_run
+from splitvla_edge.daemon.watch import View, wait_for_run, watch
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.nouns import StageTimes
 

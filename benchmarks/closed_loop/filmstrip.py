@@ -13,8 +13,8 @@ from PIL import ImageColor, ImageDraw, ImageFont
 
 from benchmarks.closed_loop.rollout import Rollout
 from benchmarks.timeline import STATE_COLOURS
-from splitvla_edge.episodes import Outcome, read_episodes
-from splitvla_edge.record import STEPS_FILE, read_steps
+from splitvla_edge.daemon.episodes import Outcome, read_episodes
+from splitvla_edge.daemon.record import STEPS_FILE, read_steps
 from splitvla_edge.robots.simulator.robot import PICTURES
 from splitvla_shared.nouns import Image
 

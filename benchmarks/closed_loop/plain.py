@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.closed_loop.actors import Actor
-from splitvla_edge.episodes import Episode, Outcome
-from splitvla_edge.robots.base import ActionSpace
+from splitvla_edge.daemon.episodes import Episode, Outcome
+from splitvla_edge.robots.action_space import ActionSpace
 from splitvla_edge.robots.simulator.world import World
 from splitvla_shared.errors import LinkError
 from splitvla_shared.nouns import ActionChunk, Observation

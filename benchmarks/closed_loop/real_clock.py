@@ -17,8 +17,8 @@ from benchmarks.link.synthetic import PROCESSES, path_of
 from benchmarks.link.traces import TraceError, read_rates
 from benchmarks.processes import ProcessLost
 from splitvla_edge import EdgePolicy
-from splitvla_edge.episodes import Episode, read_episodes
-from splitvla_edge.record import STEPS_FILE, read_steps
+from splitvla_edge.daemon.episodes import Episode, read_episodes
+from splitvla_edge.daemon.record import STEPS_FILE, read_steps
 from splitvla_edge.robots.metaworld.adapter import action_space
 from splitvla_edge.robots.simulator.world import SimulatorSettings, World
 from splitvla_shared.errors import ConfigError

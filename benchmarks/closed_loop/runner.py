@@ -17,8 +17,8 @@ from benchmarks.closed_loop.rollout import Rollout, roll_out
 from benchmarks.closed_loop.trained import halves, trained
 from benchmarks.processes import ServerProcess
 from splitvla_edge import EdgePolicy
-from splitvla_edge.episodes import Outcome
-from splitvla_edge.record import unused
+from splitvla_edge.daemon.episodes import Outcome
+from splitvla_edge.daemon.record import unused
 from splitvla_edge.robots.metaworld.adapter import open_world
 
 Tell = Callable[[str], None]

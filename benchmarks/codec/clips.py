@@ -13,8 +13,8 @@ from benchmarks.frames import read_frames
 from splitvla_cloud.answer_sensitivity import Answered, answer_sensitivity
 from splitvla_cloud.backbone import Backbone, load_model
 from splitvla_cloud.prompt import Prompt
-from splitvla_edge.encoder import OnnxEncoder
-from splitvla_edge.images import to_square
+from splitvla_edge.encoding.encoder import OnnxEncoder
+from splitvla_edge.preprocess.images import to_square
 from splitvla_edge.robots.metaworld.tasks import TASKS
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.codec.sensitivity import SENSITIVITY_FILE, Sensitivity, load_sensitivity

@@ -11,9 +11,9 @@ from pathlib import Path
 from benchmarks.end_to_end.robot import Job
 from benchmarks.end_to_end.site import Site
 from benchmarks.processes import ServerProcess
-from splitvla_edge.encoder import OnnxEncoder
-from splitvla_edge.image_pipelines import build_pipeline
+from splitvla_edge.encoding.encoder import OnnxEncoder
 from splitvla_edge.model import read_edge_model
+from splitvla_edge.preprocess.image_pipelines import build_pipeline
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.codec import encode
 from splitvla_shared.nouns import Image, Scheme

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import psutil
 
-from splitvla_edge.calls import CameraPayload, InferCall
-from splitvla_edge.link import GrpcLink
-from splitvla_edge.security import Security
+from splitvla_edge.link.calls import CameraPayload, InferCall
+from splitvla_edge.link.grpc_link import GrpcLink
+from splitvla_edge.link.security import Security
 from splitvla_shared.errors import LinkError
 from splitvla_shared.nouns import EncodedTensor, Scheme
 

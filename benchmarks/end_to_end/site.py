@@ -9,13 +9,13 @@ from pathlib import Path
 
 from benchmarks.end_to_end.ways import Answered, Family, SplitWay, Way
 from benchmarks.processes import ModuleProcess, ProcessLost, ServerProcess
-from splitvla_edge.encoder import OnnxEncoder
-from splitvla_edge.image_pipelines import build_pipeline
-from splitvla_edge.link import GrpcLink
+from splitvla_edge.encoding.encoder import OnnxEncoder
+from splitvla_edge.encoding.probe import probed
+from splitvla_edge.link.grpc_link import GrpcLink
+from splitvla_edge.link.security import Security
 from splitvla_edge.model import EdgeModel, read_edge_model, read_ladder
 from splitvla_edge.policy import EdgePolicy
-from splitvla_edge.probe import probed
-from splitvla_edge.security import Security
+from splitvla_edge.preprocess.image_pipelines import build_pipeline
 from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.errors import Unreachable
 from splitvla_shared.nouns import Image, Scheme

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.end_to_end.results import Section, Summary
-from splitvla_edge.channel import Channel, FrameSeen, Message
-from splitvla_edge.control import ControlLoop
+from splitvla_edge.daemon.channel import Channel, FrameSeen, Message
+from splitvla_edge.daemon.control import ControlLoop
 from splitvla_edge.fallback import Asked, Chunk, Command, FallbackSettings, Ready, State
 from splitvla_edge.fallback.machine import FallbackMachine
-from splitvla_edge.robots.base import ActionSpace, Kind, RobotState
+from splitvla_edge.robots.action_space import ActionSpace, Kind
+from splitvla_edge.robots.base import RobotState
 from splitvla_shared.nouns import Image, StageTimes
 
 # The stages in the frame's order: name in the table, and which of StageTimes it is.

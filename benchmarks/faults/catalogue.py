@@ -20,7 +20,7 @@ from benchmarks.faults.cameras import Mood
 from benchmarks.faults.rig import Rig, Setup
 from benchmarks.faults.scripted import Answer, ScriptedServer
 from benchmarks.link import DOWN, UP, Bursts, Trace
-from splitvla_edge.record import STEPS_FILE
+from splitvla_edge.daemon.record import STEPS_FILE
 
 Action = Callable[[Rig], None]
 

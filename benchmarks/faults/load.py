@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from splitvla_edge.calls import CameraPayload, InferCall
-from splitvla_edge.link import GrpcLink
+from splitvla_edge.link.calls import CameraPayload, InferCall
+from splitvla_edge.link.grpc_link import GrpcLink
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.codec import encode
 from splitvla_shared.errors import LinkError

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.faults.driver import Received
-from splitvla_edge.record import StepRecord
+from splitvla_edge.daemon.record import StepRecord
 
 STILL = ("HOLD", "SAFE_STOP", "INIT")
 _AGE_SLACK_MS = 1.0  # the log rounds nothing, but the age is taken at the tick's start

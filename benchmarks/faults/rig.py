@@ -23,7 +23,7 @@ from benchmarks.faults.wall_clock import WallClock
 from benchmarks.frames import INSTRUCTION, read_frames
 from benchmarks.link import LinkProxy
 from benchmarks.processes import ProcessLost, ServerProcess, free_port
-from splitvla_edge.record import STEPS_FILE, StepRecord, read_steps
+from splitvla_edge.daemon.record import STEPS_FILE, StepRecord, read_steps
 from splitvla_shared.nouns import Image
 
 HZ = 20.0

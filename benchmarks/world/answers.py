@@ -17,7 +17,7 @@ from benchmarks.world.actor import Actor
 from benchmarks.world.shards import TASK_NAMES, Shard, shard_paths
 from benchmarks.world.vocabulary import STATISTICS_KEY, action_statistics
 from splitvla_cloud.split import split
-from splitvla_edge.encoder import OnnxEncoder
+from splitvla_edge.encoding.encoder import OnnxEncoder
 from splitvla_edge.robots.metaworld.tasks import TASKS
 from splitvla_shared.actions import detokenize, parse_statistics
 from splitvla_shared.bundle import Bundle, open_bundle

@@ -19,7 +19,7 @@ from splitvla_shared.config import describe_config, load_config
 from splitvla_shared.errors import ConfigError
 
 if TYPE_CHECKING:
-    from splitvla_edge.daemon import RunSettings
+    from splitvla_edge.daemon.run import RunSettings
 
 # Options of `run` and the setting that each of them is.
 _RUN_OPTIONS = {
@@ -244,14 +244,14 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _run_settings(arguments: argparse.Namespace) -> RunSettings:
     """Those of `run`, from whichever of its options this command has. Raises ConfigError."""
-    from splitvla_edge.daemon import RunSettings
+    from splitvla_edge.daemon.run import RunSettings
 
     given = {setting: getattr(arguments, option, None) for option, setting in _RUN_OPTIONS.items()}
     return load_config(RunSettings, arguments.config, arguments.set, given)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from splitvla_edge.daemon import new_run_dir, run
+    from splitvla_edge.daemon.run import new_run_dir, run
 
     settings = _run_settings(arguments)
     for line in describe_config(settings):
@@ -276,7 +276,7 @@ def _serve_policy(arguments: argparse.Namespace) -> int:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    from splitvla_edge.watch import wait_for_run, watch
+    from splitvla_edge.daemon.watch import wait_for_run, watch
 
     wait_for_run(arguments.run_dir)
     watch(arguments.run_dir)
@@ -284,13 +284,13 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 
 def _replay_log(arguments: argparse.Namespace) -> int:
-    from splitvla_edge.black_box import print_replay
+    from splitvla_edge.daemon.black_box import print_replay
 
     return print_replay(arguments.file, sys.stdout)
 
 
 def _perceive(arguments: argparse.Namespace) -> int:
-    from splitvla_edge.perception_process import perceive
+    from splitvla_edge.daemon.perception_process import perceive
 
     return perceive(sys.stdin, arguments.fd)
 

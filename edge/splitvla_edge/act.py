@@ -8,10 +8,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from splitvla_edge.images import load_image
+from splitvla_edge.encoding.providers import Selection
 from splitvla_edge.policy import EdgePolicy
 from splitvla_edge.policy_options import PolicyOptions
-from splitvla_edge.providers import Selection
+from splitvla_edge.preprocess.images import load_image
 from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.limits import check_instruction

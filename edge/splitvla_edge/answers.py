@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from splitvla_edge.calls import Reply
+from splitvla_edge.link.calls import Reply
 from splitvla_edge.model import EdgeModel
 from splitvla_shared.actions import Detokenized, detokenize
 from splitvla_shared.nouns import ActionArray, FloatArray, Observation

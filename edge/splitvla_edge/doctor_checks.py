@@ -19,15 +19,15 @@ from typing import TypeVar
 
 import numpy as np
 
-from splitvla_edge.daemon import RunSettings
-from splitvla_edge.encoder import OnnxEncoder, encoders_of
-from splitvla_edge.link import GrpcLink, check_addresses
+from splitvla_edge.daemon.run import RunSettings
+from splitvla_edge.encoding.encoder import OnnxEncoder, encoders_of
+from splitvla_edge.encoding.probe import INSTRUCTIONS, check_encoder, check_sees
+from splitvla_edge.link.grpc_link import GrpcLink, check_addresses
+from splitvla_edge.link.security import Security
 from splitvla_edge.model import STATISTICS_FILE, check_accepted, check_same_model, read_edge_model, read_ladder
 from splitvla_edge.policy import EdgePolicy
-from splitvla_edge.probe import INSTRUCTIONS, check_encoder, check_sees
 from splitvla_edge.robots import ROBOTS, find_world, open_camera, open_robot
 from splitvla_edge.robots.base import Camera, OpenedRobot
-from splitvla_edge.security import Security
 from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.codec.tables import CodecTables
 from splitvla_shared.errors import RobotError, SplitVLAError

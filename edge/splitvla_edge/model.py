@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from splitvla_edge.calls import ServerDescription
-from splitvla_edge.images import GRAY, Fill
+from splitvla_edge.link.calls import ServerDescription
+from splitvla_edge.preprocess.images import GRAY, Fill
 from splitvla_shared.actions import ActionStatistics, parse_statistics, select_statistics
 from splitvla_shared.bundle import Bundle
 from splitvla_shared.codec.bundled import read_tables

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from splitvla_edge.calls import CameraPayload
+from splitvla_edge.link.calls import CameraPayload
 from splitvla_shared.codec import encode
 from splitvla_shared.codec.model import Reference
 from splitvla_shared.codec.tables import CodecTables

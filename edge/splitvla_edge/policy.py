@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from splitvla_edge.answers import Answer, normalized_answer
-from splitvla_edge.calls import InferCall, Reply, ServerDescription
 from splitvla_edge.embedder import Embedded, Embedder, Encoder
-from splitvla_edge.encoder import OnnxEncoder
-from splitvla_edge.exchange import Deadline, Exchanged, exchange
-from splitvla_edge.image_pipelines import build_pipeline
-from splitvla_edge.link import GrpcLink, check_addresses
+from splitvla_edge.encoding.encoder import OnnxEncoder
+from splitvla_edge.encoding.probe import probed
+from splitvla_edge.encoding.providers import AUTO, Selection
+from splitvla_edge.link.calls import InferCall, Reply, ServerDescription
+from splitvla_edge.link.exchange import Deadline, Exchanged, exchange
+from splitvla_edge.link.grpc_link import GrpcLink, check_addresses
+from splitvla_edge.link.security import Security
+from splitvla_edge.link.servers import ServerPool
 from splitvla_edge.model import EdgeModel, check_accepted, check_same_model, read_edge_model, read_ladder
 from splitvla_edge.observations import check_observation
 from splitvla_edge.payloads import FrameId, PayloadCoder, differs
-from splitvla_edge.probe import probed
-from splitvla_edge.providers import AUTO, Selection
-from splitvla_edge.security import Security
-from splitvla_edge.servers import ServerPool
+from splitvla_edge.preprocess.image_pipelines import build_pipeline
 from splitvla_edge.transforms import find_transform
 from splitvla_shared.actions import Detokenized
 from splitvla_shared.bundle import open_bundle

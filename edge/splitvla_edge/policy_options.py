@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, TypedDict, cast
 
 if TYPE_CHECKING:  # every command imports this module for its options, and most of them need no more than that
-    from splitvla_edge.security import Security
+    from splitvla_edge.link.security import Security
     from splitvla_shared.nouns import Scheme
 
 
@@ -42,7 +42,7 @@ def add_policy_options(parser: argparse.ArgumentParser) -> None:
 
 def read_policy_options(arguments: argparse.Namespace) -> PolicyOptions:
     """Those that were given; the rest is left to `EdgePolicy.open`. Raises ConfigError where a TLS file is missing."""
-    from splitvla_edge.security import Security
+    from splitvla_edge.link.security import Security
 
     given = {name: getattr(arguments, name) for name in PolicyOptions.__annotations__ if hasattr(arguments, name)}
     security = Security.from_files(arguments.tls_ca, arguments.tls_cert, arguments.tls_key)

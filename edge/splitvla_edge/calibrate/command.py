@@ -13,11 +13,11 @@ from splitvla_edge.calibrate.frames import Selection, find_sources, read_clips, 
 from splitvla_edge.calibrate.learn import MOST_COLUMNS, Clip, hold_out, learn, sealed
 from splitvla_edge.calibrate.measure import measure, measure_plain
 from splitvla_edge.calibrate.report import check_plot, draw
-from splitvla_edge.encoder import OnnxEncoder
-from splitvla_edge.image_pipelines import build_pipeline
+from splitvla_edge.encoding.encoder import OnnxEncoder
+from splitvla_edge.encoding.probe import probed
+from splitvla_edge.encoding.providers import AUTO
 from splitvla_edge.model import read_fill, read_pipeline
-from splitvla_edge.probe import probed
-from splitvla_edge.providers import AUTO
+from splitvla_edge.preprocess.image_pipelines import build_pipeline
 from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.codec.installed import Parcel, calibrated, check_same, staged
 from splitvla_shared.codec.sensitivity import SENSITIVITY_FILE, Sensitivity, load_sensitivity

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from splitvla_edge.images import check_image
-from splitvla_edge.record import RUN_FILE
+from splitvla_edge.daemon.record import RUN_FILE
+from splitvla_edge.preprocess.images import check_image
 from splitvla_edge.robots.replay import Source, open_source
 from splitvla_shared.errors import ConfigError, ObservationError, RobotError
 from splitvla_shared.nouns import Image

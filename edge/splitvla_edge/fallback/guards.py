@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from splitvla_edge.fallback.messages import TickInputs
 from splitvla_edge.fallback.motion import within_reach
 from splitvla_edge.fallback.table import REMOTE, Event, Mode, State
-from splitvla_edge.robots.base import Kind
+from splitvla_edge.robots.action_space import Kind
 
 if TYPE_CHECKING:
     from splitvla_edge.fallback.machine import FallbackMachine

@@ -14,7 +14,7 @@ from splitvla_edge.fallback.rungs import RungChooser
 from splitvla_edge.fallback.settings import FallbackSettings
 from splitvla_edge.fallback.table import REMOTE, TRANSITIONS, Event, Mode, State
 from splitvla_edge.fallback.timers import Absence, DrainTimer, Stillness
-from splitvla_edge.robots.base import ActionSpace, Kind
+from splitvla_edge.robots.action_space import ActionSpace, Kind
 
 _MOVING = REMOTE | {State.WAIT, State.LOCAL}
 _PROBING = (State.HOLD, State.LOCAL)

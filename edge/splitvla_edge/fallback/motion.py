@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splitvla_edge.robots.base import ActionSpace, Kind, clip
+from splitvla_edge.robots.action_space import ActionSpace, Kind, clip
 
 _EPSILON = 1e-9
 

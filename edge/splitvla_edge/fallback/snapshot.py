@@ -20,7 +20,7 @@ from splitvla_edge.fallback.rungs import RungChooser
 from splitvla_edge.fallback.settings import FallbackSettings
 from splitvla_edge.fallback.table import Mode, State
 from splitvla_edge.fallback.timers import Absence, DrainTimer, Stillness
-from splitvla_edge.robots.base import ActionSpace
+from splitvla_edge.robots.action_space import ActionSpace
 from splitvla_shared.nouns import ServerHints, StageTimes
 
 _VALUES = {each.__name__: each for each in (Asked, Chunk, LocalChunk, Sample, StageTimes, ServerHints, DrainTimer)}

@@ -29,7 +29,7 @@ import cv2
 import numpy as np
 import onnxruntime as ort
 
-from splitvla_edge.onnx_errors import ORT_ERRORS, one_line
+from splitvla_edge.encoding.onnx_errors import ORT_ERRORS, one_line
 from splitvla_shared.actions import ActionStatistics
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.nouns import ActionArray, FloatArray, Image

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from splitvla_edge.images import check_image
 from splitvla_edge.policy_server.numpy_msgpack import pack, unpack
 from splitvla_edge.policy_server.request import ActionRequest
+from splitvla_edge.preprocess.images import check_image
 from splitvla_shared.errors import ObservationError
 from splitvla_shared.nouns import ActionArray, Image
 

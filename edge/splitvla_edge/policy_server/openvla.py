@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from splitvla_edge.images import check_image
 from splitvla_edge.policy_server.request import ActionRequest, shown
+from splitvla_edge.preprocess.images import check_image
 from splitvla_shared.errors import CodecError, ObservationError
 from splitvla_shared.nouns import ActionArray, Image
 

@@ -10,9 +10,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from splitvla_edge.episodes import Episode
+from splitvla_edge.daemon.episodes import Episode
 from splitvla_edge.fallback import Command
-from splitvla_edge.robots.base import ActionSpace, Camera, Frame, Robot, RobotState
+from splitvla_edge.robots.action_space import ActionSpace
+from splitvla_edge.robots.base import Camera, Frame, Robot, RobotState
 from splitvla_shared.errors import RobotError, SplitVLAError
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from splitvla_edge.daemon.record import LineWriter
 from splitvla_edge.fallback import Command
-from splitvla_edge.record import LineWriter
-from splitvla_edge.robots.base import ActionSpace, Frame, Kind, RobotState
+from splitvla_edge.robots.action_space import ActionSpace, Kind
+from splitvla_edge.robots.base import Frame, RobotState
 from splitvla_shared.errors import ConfigError, RobotError
 from splitvla_shared.nouns import Image
 
@@ -109,7 +110,7 @@ class _Folder:
         self.count, self.fps = len(self._files), _DEFAULT_FPS
 
     def read(self, index: int) -> Image:
-        from splitvla_edge.images import load_image  # Pillow stays out of the control process
+        from splitvla_edge.preprocess.images import load_image  # Pillow stays out of the control process
 
         return load_image(self._files[index])
 

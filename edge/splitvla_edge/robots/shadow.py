@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from splitvla_edge.fallback import Command
-from splitvla_edge.robots.base import ActionSpace, Robot, RobotState
+from splitvla_edge.robots.action_space import ActionSpace
+from splitvla_edge.robots.base import Robot, RobotState
 
 
 class ShadowRobot:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from splitvla_edge.robots.base import ActionSpace, Kind
+from splitvla_edge.robots.action_space import ActionSpace, Kind
 from splitvla_edge.robots.metaworld.actions import GRIPPER, MAX_STEP_M, NAMES
 from splitvla_edge.robots.metaworld.rendering import choose_gl
 from splitvla_edge.robots.metaworld.tasks import find_task

@@ -11,8 +11,8 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from splitvla_edge.datagrams import ChannelError, Datagrams, inherited_socket, socket_pair
-from splitvla_edge.episodes import Episode, Outcome
+from splitvla_edge.daemon.datagrams import ChannelError, Datagrams, inherited_socket, socket_pair
+from splitvla_edge.daemon.episodes import Episode, Outcome
 
 _MAX_DIMS = 64
 _MAX_MESSAGE = 1024

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from splitvla_edge.datagrams import ChannelClosed, ChannelError
-from splitvla_edge.episodes import Episode, Outcome
-from splitvla_edge.robots.base import ActionSpace
+from splitvla_edge.daemon.datagrams import ChannelClosed, ChannelError
+from splitvla_edge.daemon.episodes import Episode, Outcome
+from splitvla_edge.robots.action_space import ActionSpace
 from splitvla_edge.robots.simulator.memory import FrameMemory
 from splitvla_edge.robots.simulator.messages import Act, SimulatorChannel, Status
 from splitvla_edge.robots.simulator.world import SimulatorSettings, World

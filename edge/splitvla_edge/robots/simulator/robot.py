@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from splitvla_edge.episodes import Episode, Outcome
+from splitvla_edge.daemon.episodes import Episode, Outcome
+from splitvla_edge.daemon.supervisor import Supervisor, start_subcommand
 from splitvla_edge.fallback import Command
-from splitvla_edge.robots.base import ActionSpace, RobotState
+from splitvla_edge.robots.action_space import ActionSpace
+from splitvla_edge.robots.base import RobotState
 from splitvla_edge.robots.simulator.memory import FrameMemory
 from splitvla_edge.robots.simulator.messages import Act, Message, SimulatorChannel, Status
 from splitvla_edge.robots.simulator.world import SimulatorSettings
-from splitvla_edge.supervisor import Supervisor, start_subcommand
 from splitvla_shared.errors import ConfigError, RobotError
 
 PICTURES = "frames"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from splitvla_edge.robots.base import ActionSpace
+from splitvla_edge.robots.action_space import ActionSpace
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.nouns import Image
 

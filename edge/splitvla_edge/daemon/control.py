@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from splitvla_edge.channel import Contract, Exhausted, FrameSeen, Message
+from splitvla_edge.daemon.channel import Contract, Exhausted, FrameSeen, Message
+from splitvla_edge.daemon.record import StepRecord
 from splitvla_edge.fallback import Asked, Chunk, Command, LocalChunk, Miss, Ready, Reply, State, TickInputs
 from splitvla_edge.fallback.machine import FallbackMachine
-from splitvla_edge.record import StepRecord
 from splitvla_edge.robots.base import Robot, RobotState
 from splitvla_shared.errors import RobotError
 

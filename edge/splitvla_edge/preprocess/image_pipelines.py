@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from splitvla_edge.eval_images import check_decoder, crop_center, jpeg_round_trip, resize_lanczos
-from splitvla_edge.images import Fill, to_square
+from splitvla_edge.preprocess.eval_images import check_decoder, crop_center, jpeg_round_trip, resize_lanczos
+from splitvla_edge.preprocess.images import Fill, to_square
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.image_pipelines import ImagePipeline
 from splitvla_shared.nouns import Image

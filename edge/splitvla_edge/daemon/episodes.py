@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitvla_edge.record import RUN_FILE
+from splitvla_edge.daemon.record import RUN_FILE
 from splitvla_shared.errors import ConfigError
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from splitvla_edge.onnx_errors import ORT_ERRORS, one_line
+from splitvla_edge.encoding.onnx_errors import ORT_ERRORS, one_line
 from splitvla_shared.encoders import FP16, FP32, INT8
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.nouns import FloatArray, Image

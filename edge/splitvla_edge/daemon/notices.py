@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TextIO
 
+from splitvla_edge.daemon.operator_lines import Printer
+from splitvla_edge.daemon.record import StepRecord
 from splitvla_edge.fallback import State
-from splitvla_edge.operator_lines import Printer
-from splitvla_edge.record import StepRecord
 
 
 class Story:

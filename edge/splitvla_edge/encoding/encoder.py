@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from splitvla_edge.engine_cache import EngineKey, engine_folder, user_cache_root
-from splitvla_edge.folded import FoldedGraphs
-from splitvla_edge.machine_names import accelerator_name
-from splitvla_edge.onnx_errors import ORT_ERRORS, one_line
-from splitvla_edge.onnx_graph import COEFFICIENTS, PATCHES
-from splitvla_edge.providers import AUTO, PROVIDERS, TOLERANCE, Options, Session, check_choice, infer, select
+from splitvla_edge.encoding.engine_cache import EngineKey, engine_folder, user_cache_root
+from splitvla_edge.encoding.folded import FoldedGraphs
+from splitvla_edge.encoding.machine_names import accelerator_name
+from splitvla_edge.encoding.onnx_errors import ORT_ERRORS, one_line
+from splitvla_edge.encoding.onnx_graph import COEFFICIENTS, PATCHES
+from splitvla_edge.encoding.providers import AUTO, PROVIDERS, TOLERANCE, Options, Session, check_choice, infer, select
 from splitvla_shared.bundle import Bundle, file_sha256
 from splitvla_shared.codec.tables import CodecTables
 from splitvla_shared.encoders import ENCODER_FILES, EXACT_INT8_SUMS, FP16, FP32, INT8

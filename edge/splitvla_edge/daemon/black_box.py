@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from splitvla_edge.channel import pack, unpack
-from splitvla_edge.datagrams import ChannelError
+from splitvla_edge.daemon.channel import pack, unpack
+from splitvla_edge.daemon.datagrams import ChannelError
+from splitvla_edge.daemon.operator_lines import say
 from splitvla_edge.fallback import Command, FallbackSettings, LocalChunk, Mode, Ready, State, TickInputs
 from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.fallback.snapshot import restore, take
-from splitvla_edge.operator_lines import say
-from splitvla_edge.robots.base import ActionSpace, Kind
+from splitvla_edge.robots.action_space import ActionSpace, Kind
 from splitvla_shared.errors import ConfigError
 
 MAGIC = b"SVLABOX1"

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitvla_edge.onnx_graph import COEFFICIENTS, FEATURES, PATCHES, CutGraph, cut, last_linear, linear_graph
-from splitvla_edge.providers import Session
+from splitvla_edge.encoding.onnx_graph import COEFFICIENTS, FEATURES, PATCHES, CutGraph, cut, last_linear, linear_graph
+from splitvla_edge.encoding.providers import Session
 from splitvla_shared.codec.tables import CodecTables
 from splitvla_shared.errors import BundleError
 

@@ -19,8 +19,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from splitvla_edge.breaker import Breaker
-from splitvla_edge.calls import InferCall, Reply, ServerDescription
+from splitvla_edge.link.breaker import Breaker
+from splitvla_edge.link.calls import InferCall, Reply, ServerDescription
 from splitvla_shared.errors import LinkError, Overloaded, SpecMismatch, Superseded, Unreachable
 
 _PROBE_S = 1.0

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any
 
-from splitvla_edge.datagrams import ChannelError, Datagrams, inherited_socket, socket_pair
+from splitvla_edge.daemon.datagrams import ChannelError, Datagrams, inherited_socket, socket_pair
 from splitvla_edge.fallback import Asked, Chunk, Hint, LocalChunk, Miss, Outcome, Ready
 from splitvla_shared.nouns import ServerHints, StageTimes
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from splitvla_edge.channel import Channel, Contract, Exhausted, FrameSeen, Message
-from splitvla_edge.datagrams import ChannelClosed, ChannelError
+from splitvla_edge.daemon.channel import Channel, Contract, Exhausted, FrameSeen, Message
+from splitvla_edge.daemon.datagrams import ChannelClosed, ChannelError
 from splitvla_edge.fallback import Asked, Chunk, Hint, LocalChunk, Miss, Mode, Outcome, Ready, deadline_s
 from splitvla_edge.handshakes import UNREACHABLE_PAUSE_S, Handshakes
 from splitvla_edge.local.settings import LocalSettings, RecordingSettings

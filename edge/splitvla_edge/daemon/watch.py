@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from splitvla_edge.record import RUN_FILE, STEPS_FILE, StepRecord, StepTail, run_has_ended
+from splitvla_edge.daemon.record import RUN_FILE, STEPS_FILE, StepRecord, StepTail, run_has_ended
 from splitvla_shared.nouns import StageTimes
 
 _COLOURS = {

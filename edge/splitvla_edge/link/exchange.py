@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Protocol
 
-from splitvla_edge.calls import InferCall, Reply
+from splitvla_edge.link.calls import InferCall, Reply
 from splitvla_shared.errors import DeadlineMissed, KeyFrameNeeded
 
 

@@ -18,9 +18,9 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from splitvla_edge.calls import InferCall, Reply, ServerDescription, ServerLoad, ServerStages
-from splitvla_edge.connection import Connection, unanswered
-from splitvla_edge.security import Security
+from splitvla_edge.link.calls import InferCall, Reply, ServerDescription, ServerLoad, ServerStages
+from splitvla_edge.link.connection import Connection, unanswered
+from splitvla_edge.link.security import Security
 from splitvla_shared.errors import (
     ConfigError,
     LinkError,

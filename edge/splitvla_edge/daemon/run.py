@@ -13,16 +13,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from splitvla_edge.black_box import BlackBox
-from splitvla_edge.channel import Channel
-from splitvla_edge.control import ControlLoop, Requests
-from splitvla_edge.fallback import FallbackSettings, Mode, State
-from splitvla_edge.fallback.machine import FallbackMachine
-from splitvla_edge.local.settings import LocalSettings, RecordingSettings
-from splitvla_edge.notices import Notices
-from splitvla_edge.operator_lines import say
-from splitvla_edge.perception import STANDBY_OFF, STANDBY_STARTED, PerceptionSettings
-from splitvla_edge.record import (
+from splitvla_edge.daemon.black_box import BlackBox
+from splitvla_edge.daemon.channel import Channel
+from splitvla_edge.daemon.control import ControlLoop, Requests
+from splitvla_edge.daemon.notices import Notices
+from splitvla_edge.daemon.operator_lines import say
+from splitvla_edge.daemon.perception import STANDBY_OFF, STANDBY_STARTED, PerceptionSettings
+from splitvla_edge.daemon.record import (
     STEPS_FILE,
     LineWriter,
     StepRecord,
@@ -32,13 +29,16 @@ from splitvla_edge.record import (
     unused,
     write_run,
 )
+from splitvla_edge.daemon.supervisor import Supervisor, release_subcommand, start_subcommand
+from splitvla_edge.fallback import FallbackSettings, Mode, State
+from splitvla_edge.fallback.machine import FallbackMachine
+from splitvla_edge.local.settings import LocalSettings, RecordingSettings
 from splitvla_edge.robots import ROBOTS, instruction_of, open_robot
 from splitvla_edge.robots.base import OpenedRobot
 from splitvla_edge.robots.camera import CameraSettings
 from splitvla_edge.robots.replay import ReplaySettings, commands_path
 from splitvla_edge.robots.shadow import ShadowRobot
 from splitvla_edge.robots.simulator.world import SimulatorSettings
-from splitvla_edge.supervisor import Supervisor, release_subcommand, start_subcommand
 from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import ConfigError, RobotError
 from splitvla_shared.limits import check_instruction

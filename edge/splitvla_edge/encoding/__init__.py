@@ -1,0 +1,1 @@
+"""The vision encoder and projector in ONNX Runtime: which hardware, which last layer, and is it still the model."""
