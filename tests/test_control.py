@@ -12,7 +12,7 @@ import pytest
 from splitvla_edge.daemon.channel import Contract, Exhausted, FrameSeen, Message
 from splitvla_edge.daemon.control import ControlLoop
 from splitvla_edge.daemon.record import StepRecord
-from splitvla_edge.fallback import Chunk, Command, Event, FallbackSettings, Hint, Miss, Outcome, Ready, State
+from splitvla_edge.fallback import Asked, Chunk, Command, Event, FallbackSettings, Hint, Miss, Outcome, Ready, State
 from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.robots.action_space import ActionSpace, Kind
 from splitvla_edge.robots.base import RobotState
@@ -34,6 +34,7 @@ class FakePeer:
         self.generation, self.up = 1, True
         self.inbox: list[Message] = []
         self.sent: list[Message] = []
+        self.replaced: list[str] = []
 
     def receive(self) -> list[Message]:
         messages, self.inbox = self.inbox, []
@@ -41,6 +42,9 @@ class FakePeer:
 
     def send(self, message: Message) -> None:
         self.sent.append(message)
+
+    def replace(self, why: str) -> None:
+        self.replaced.append(why)
 
 
 class FakeRobot:
@@ -83,7 +87,13 @@ class Rig:
         self.machine = FallbackMachine(FallbackSettings(), SPACE, DT)
         self.slept: list[float] = []
         self.loop = ControlLoop(
-            self.machine, self.robot, self.peer, self.records.append, clock=lambda: self.now, sleep=self.sleep
+            self.machine,
+            self.robot,
+            self.peer,
+            self.records.append,
+            hang_s=10.0,
+            clock=lambda: self.now,
+            sleep=self.sleep,
         )
 
     def sleep(self, seconds: float) -> None:
@@ -335,3 +345,31 @@ def test_in_shadow_the_robot_is_read_and_never_commanded() -> None:
     loop.run()
     assert rig.robot.calls == ["read_state"]
     assert rig.records[0].state == "SAFE_STOP"
+
+
+def _ticks(rig: Rig, seconds: float) -> None:
+    for _ in range(round(seconds / DT)):
+        rig.tick()
+
+
+def test_a_call_that_never_ends_has_perception_replaced_once_and_any_end_of_it_counts() -> None:
+    rig = Rig()
+    for end in (rig.chunk(1), Miss(2, Outcome.MISSED, "late"), None):
+        rig.tick(Asked(1, 1, rig.now, rig.now + 0.3))
+        _ticks(rig, 9.0)
+        if end is not None:
+            rig.tick(end)
+        rig.tick(Miss(0, Outcome.FAULT, "camera"))  # of no call
+        assert rig.peer.replaced == []
+        _ticks(rig, 2.0)
+    assert rig.peer.replaced == ["hung: a call has not ended in 10 s; it was killed"]
+    _ticks(rig, 20.0)
+    assert len(rig.peer.replaced) == 1
+
+
+def test_another_process_owes_nothing_of_the_last_one_s_call() -> None:
+    rig = Rig()
+    rig.tick(Asked(1, 1, rig.now, rig.now + 0.3))
+    rig.peer.generation += 1
+    _ticks(rig, 20.0)
+    assert rig.peer.replaced == []

@@ -45,6 +45,16 @@ def test_a_process_that_talks_nonsense_is_killed_and_started_again() -> None:
     assert (supervisor.up, supervisor.pid) == (False, None)
 
 
+def test_a_process_that_hangs_is_killed_for_another_when_control_asks_for_it(capfd: pytest.CaptureFixture[str]) -> None:
+    supervisor = Supervisor("perception", Channel.pair, start_script("import time; time.sleep(60)"))
+    supervisor.begin()
+    _until(lambda: supervisor.up)
+    supervisor.replace("hung")
+    _until(lambda: supervisor.generation == 2)
+    supervisor.end()
+    assert "perception hung and ended with -9; it is started again" in capfd.readouterr().err
+
+
 def test_a_process_that_does_not_end_with_the_channel_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("splitvla_edge.daemon.supervisor._END_S", 0.2)
     processes = []

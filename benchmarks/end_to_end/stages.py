@@ -115,6 +115,9 @@ class _Peer:
     def send(self, message: Message) -> None:
         self._channel.send(message)
 
+    def replace(self, why: str) -> None:
+        raise AssertionError("nothing hangs here")
+
 
 def control_ms(n: int, dims: int = 7, control_hz: float = 5.0) -> list[float]:
     """Times of ticks with a fresh action: receive, read the robot, machine, apply, hint, record. Simulated clock."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 
@@ -21,7 +22,8 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     try:
         return command(arguments)
     except SplitVLAError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # a terminal that is gone must not change the exit code
+            print(f"{parser.prog}: error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         return _INTERRUPTED

@@ -27,7 +27,7 @@ from splitvla_edge.fallback.snapshot import restore, take
 from splitvla_edge.robots.action_space import ActionSpace, Kind
 from splitvla_shared.errors import ConfigError
 
-MAGIC = b"SVLABOX1"
+MAGIC = b"SVLABOX2"  # another number whenever the machine has other state: an older one says so, and is not "damaged"
 _SEGMENT_S = 60.0
 _SEGMENTS = 3  # the newest may have just begun: two whole minutes are always there
 _MAX_BYTES = 64 << 20

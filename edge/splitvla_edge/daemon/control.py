@@ -34,6 +34,9 @@ class Peer(Protocol):
 
     def send(self, message: Message) -> None: ...
 
+    def replace(self, why: str) -> None:
+        """Kill the process and have another take its place."""
+
 
 class Recorder(Protocol):
     """The black box as the control loop sees it. No call waits or raises."""
@@ -62,20 +65,23 @@ class ControlLoop:
         emit: Callable[[StepRecord], None],
         *,
         recorder: Recorder | None = None,
+        hang_s: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        """hang_s: a call of perception that takes longer than this never ends; another process takes its place."""
         self.requests = Requests()
         self.exhausted = False
         self.frames_seen = 0
         self.stop_fault = ""  # why the robot did not take the stop at the end of the run
         self._machine, self._robot, self._peer, self._emit = machine, robot, peer, emit
-        self._recorder, self._clock, self._sleep = recorder, clock, sleep
+        self._recorder, self._hang_s, self._clock, self._sleep = recorder, hang_s, clock, sleep
         self._started = clock()
         self._generation = -1
         self._ready: Ready | None = None
         self._local: LocalChunk | None = None
         self._frame_at: float | None = None
+        self._calling_since: float | None = None
         self._contract = ""
         self._read_fault = self._apply_fault = ""
         self._stopped = False
@@ -107,6 +113,7 @@ class ControlLoop:
         state = self._read_robot()
         replies = self._receive()
         now = max(now, self._clock())  # a driver may take its time, in which actions grow older
+        self._watch_calls(now, replies)
         inputs = self._inputs(replies, state, lateness_s)
         if self._recorder is not None:
             self._recorder.before(now)
@@ -121,6 +128,7 @@ class ControlLoop:
     def _receive(self) -> tuple[Reply, ...]:
         if self._peer.generation != self._generation:
             self._generation, self._ready, self._local = self._peer.generation, None, None
+            self._calling_since = None
         replies: list[Reply] = []
         for message in self._peer.receive():
             if isinstance(message, Asked | Chunk | Miss):
@@ -136,6 +144,17 @@ class ControlLoop:
             elif isinstance(message, Exhausted):
                 self.exhausted = True
         return tuple(replies)
+
+    def _watch_calls(self, now: float, replies: tuple[Reply, ...]) -> None:
+        """A process that hangs in its encoder or driver is alive, holds the robot, and no reset would help."""
+        for reply in replies:
+            if isinstance(reply, Asked):
+                self._calling_since = now
+            elif reply.sequence:  # a fault of the camera or of the handshake is no call's end
+                self._calling_since = None
+        if self._calling_since is not None and now - self._calling_since > self._hang_s:
+            self._peer.replace(f"hung: a call has not ended in {self._hang_s:g} s; it was killed")
+            self._calling_since = None
 
     def _read_robot(self) -> RobotState:
         self._read_fault = ""

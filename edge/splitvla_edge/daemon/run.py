@@ -62,6 +62,7 @@ class RunSettings:
     forced-local asks no server, only the local policy acts.
     standby: a second perception process that takes over when the first one dies. off: none; started: it has begun, and
     loads the model when its turn comes; loaded: the model is loaded, in as much memory again.
+    hang_s: perception is killed, and another one takes its place, when a call takes longer than this; no encoder does.
     image_pipeline: none = the bundle's own. Names of pipelines and transforms: docs/images-and-actions.md.
     """
 
@@ -87,6 +88,7 @@ class RunSettings:
     tls_key: Path | None = None
     mode: Literal["normal", "shadow", "forced-local"] = "normal"
     standby: Literal["off", "started", "loaded"] = STANDBY_STARTED
+    hang_s: float = 10.0
     fallback: FallbackSettings = field(default_factory=FallbackSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     camera: CameraSettings = field(default_factory=CameraSettings)
@@ -101,6 +103,8 @@ class RunSettings:
             raise ConfigError(f"hedge_ms is {self.hedge_ms}; expected above 0")
         if self.hedge_ms is not None and self.server and "," not in self.server:
             raise ConfigError(f"hedge_ms is {self.hedge_ms:g}; it needs two servers: --server A,B")
+        if not 1 <= self.hang_s <= 3600:
+            raise ConfigError(f"hang_s is {self.hang_s}; expected 1..3600 seconds")
         if self.duration_s is not None and not self.duration_s > 0:
             raise ConfigError(f"duration_s is {self.duration_s}; expected above 0")
         if self.mode == "forced-local" and self.local.policy is None:
@@ -227,7 +231,7 @@ def _control(
         standby=settings.standby != STANDBY_OFF,
     )
     notices = Notices(sys.stderr)
-    loop = ControlLoop(machine, driven, supervisor, _emitter(log, notices), recorder=box)
+    loop = ControlLoop(machine, driven, supervisor, _emitter(log, notices), recorder=box, hang_s=settings.hang_s)
     loop.requests = requests
 
     def give_up() -> None:

@@ -103,7 +103,7 @@ class Supervisor(Generic[M]):
         self.on_fatal: Callable[[], None] = lambda: None
         self._pair, self._start, self._release, self._clock = pair, start, release, clock
         self._wants_standby, self._spoken = standby, False
-        self._nonsense = self._refusal = ""
+        self._killed_for = self._refusal = ""
         self._printer = Printer()
         self._standby: _Begun[M] | None = None
         self._lock = threading.Lock()
@@ -158,12 +158,15 @@ class Supervisor(Generic[M]):
             except ChannelClosed:
                 return []
             except ChannelError as error:
-                self._nonsense = str(error)
-                if self._process is not None:
-                    self._process.kill()
+                self._kill(f"talked nonsense ({error})")
                 return []
         self._spoken |= bool(messages)
         return messages
+
+    def replace(self, why: str) -> None:
+        """Kill the process, so that another one takes its place. why: what it did, such as "hung"."""
+        with self._lock:
+            self._kill(why)
 
     def send(self, message: M) -> None:
         with self._lock, contextlib.suppress(ChannelClosed):
@@ -192,10 +195,15 @@ class Supervisor(Generic[M]):
                 backoff_s = min(backoff_s * 2, _BACKOFF_S[1])
 
     def _what_happened(self, code: int | None) -> str:
-        nonsense, self._nonsense = self._nonsense, ""
+        killed_for, self._killed_for = self._killed_for, ""
         if code is None:
             return f"can't be started ({self._refusal})"
-        return f"talked nonsense ({nonsense}) and ended with {code}" if nonsense else f"ended with {code}"
+        return f"{killed_for} and ended with {code}" if killed_for else f"ended with {code}"
+
+    def _kill(self, why: str) -> None:
+        self._killed_for = why
+        if self._process is not None:
+            self._process.kill()
 
     def _run_once(self) -> int | None:
         """Its exit code; None when it could not be begun."""

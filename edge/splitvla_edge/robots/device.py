@@ -6,11 +6,11 @@ It can make the robot hold; only by not returning can it keep the control proces
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from splitvla_edge.daemon.episodes import Episode
+from splitvla_edge.daemon.operator_lines import say
 from splitvla_edge.fallback import Command
 from splitvla_edge.robots.action_space import ActionSpace
 from splitvla_edge.robots.base import Camera, Frame, Robot, RobotState
@@ -71,7 +71,7 @@ class DeviceRobot:
             with faults(self._name, "close"):
                 self._robot.close()
         except SplitVLAError as error:
-            print(f"splitvla-edge: {error}", file=sys.stderr)
+            say(str(error))
 
 
 class DeviceCamera:
