@@ -2,7 +2,8 @@
 
 Rules of this file: the model is told what it has said (teacher forcing), so that one forward pass judges every position
 and one early slip does not decide the rest; it is judged by the correlation of its logits with the unsplit model's, for
-a reduced precision may order near-equal ids anew, but its logits as a whole stay what they were.
+a reduced precision may order near-equal ids anew, but its logits as a whole stay what they were. Robots are answered
+step by step, out of the cache and from captured graphs, so that such an answer is held against one forward pass too.
 """
 
 from __future__ import annotations
@@ -35,9 +36,13 @@ class Scorer(Protocol):
     """What is probed: a loaded backbone."""
 
     precision: Precision
+    allowed: range  # ids that an answer may hold
 
     def score(self, prompt_ids: Sequence[int], patches: FloatArray, ids: Sequence[int]) -> FloatArray:
         """Teacher-forced logits, float32 (len(ids), vocabulary)."""
+
+    def full_answer(self, prompt_ids: Sequence[int], patches: FloatArray, dims: int) -> tuple[int, ...]:
+        """Ids as robots are answered, without a draft; an early end is an id like any other."""
 
     def describe(self) -> str: ...
 
@@ -125,7 +130,8 @@ def check_backbone(backbone: Scorer, prompt_ids: Sequence[int], spec: ModelSpec,
             f"golden probe: the prompt {probe.instruction!r} has the ids {list(prompt_ids)}, `split` found "
             f"{list(probe.prompt_ids)}; another version of tokenizers? split again"
         )
-    logits = backbone.score(prompt_ids, probe_patches(spec.patches, spec.embed_dim, probe.scale), probe.said)
+    patches = probe_patches(spec.patches, spec.embed_dim, probe.scale)
+    logits = backbone.score(prompt_ids, patches, probe.said)
     if not np.isfinite(logits).all():
         raise ServerFault(f"golden probe: logits are not finite ({backbone.describe()}); try another precision")
     alike, floor = probe.correlation(logits), FLOORS[backbone.precision]
@@ -137,6 +143,35 @@ def check_backbone(backbone: Scorer, prompt_ids: Sequence[int], spec: ModelSpec,
             f"{worst + 1}: expected {probe.expected[worst]}, got {int(logits[worst].argmax())}; check the GPU and its "
             "libraries, try another precision, or split again"
         )
+
+    _check_served(backbone, prompt_ids, patches, len(probe.said))
+
+
+def _check_served(backbone: Scorer, prompt_ids: Sequence[int], patches: FloatArray, dims: int) -> None:
+    """Raises ServerFault where an answer as robots get it is not what one forward pass over it computes."""
+    ids = backbone.full_answer(prompt_ids, patches, dims)
+    logits = backbone.score(prompt_ids, patches, ids)
+    near, floor = _nearness(ids, logits, backbone.allowed), FLOORS[backbone.precision]
+    if not near.mean() >= floor:
+        worst, allowed = int(near.argmin()), backbone.allowed
+        best = allowed.start + int(logits[worst, allowed.start : allowed.stop].argmax())
+        raise ServerFault(
+            f"golden probe: what this backbone ({backbone.describe()}) answers step by step is not what it computes at "
+            f"once: its ids come to {near.mean():.4f} of the best ones' logits, at least {floor:g} is asked for; worst "
+            f"at position {worst + 1}: id {ids[worst]}, at once {best}; check the GPU and its libraries, try another "
+            "precision"
+        )
+
+
+def _nearness(ids: Sequence[int], logits: FloatArray, allowed: range) -> FloatArray:
+    """Where the logit of each id lies between the mean (0) and the best (1) of those allowed at its position; float64.
+
+    As much below 1, on the average, as the correlation of these logits with those that the ids were picked by.
+    """
+    rows = logits[:, allowed.start : allowed.stop].astype(np.float64)
+    said, mean = logits[np.arange(len(ids)), list(ids)], rows.mean(axis=-1)
+    result: FloatArray = (said - mean) / np.maximum(rows.max(axis=-1) - mean, np.finfo(np.float64).tiny)
+    return result
 
 
 def _spread_over(ids: range) -> tuple[int, ...]:
