@@ -29,6 +29,9 @@ INSTRUCTION = "put the red block into the white bowl"
 # A model that was split right must never be refused, so a reduced precision is held only against gross faults; damage
 # on disk is found by SHA-256 before.
 FLOORS: Mapping[Precision, float] = {"fp32": 0.999, "bf16": 0.8, "int8": 0.5, "nf4": 0.25, "fp8": 0.4, "int4": 0.25}
+# Step by step and at once it is the same weights, so that only the order of rounding differs: random weights of 2
+# and 12 layers gave 1.0 in every precision, but for 0.971 in int8 with 12.
+_STEPWISE_FLOOR = 0.7
 _SAMPLED = 128  # of the action ids, and as many of the others
 
 
@@ -151,7 +154,8 @@ def _check_served(backbone: Scorer, prompt_ids: Sequence[int], patches: FloatArr
     """Raises ServerFault where an answer as robots get it is not what one forward pass over it computes."""
     ids = backbone.full_answer(prompt_ids, patches, dims)
     logits = backbone.score(prompt_ids, patches, ids)
-    near, floor = _nearness(ids, logits, backbone.allowed), FLOORS[backbone.precision]
+    near = _nearness(ids, logits, backbone.allowed)
+    floor = max(_STEPWISE_FLOOR, FLOORS[backbone.precision])
     if not near.mean() >= floor:
         worst, allowed = int(near.argmin()), backbone.allowed
         best = allowed.start + int(logits[worst, allowed.start : allowed.stop].argmax())
