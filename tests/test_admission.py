@@ -66,11 +66,20 @@ def test_nobody_is_made_late_by_company() -> None:
     assert choose([9.0], 0.0, 8, costs, running=[0.1]) == 1
 
 
+def test_a_frame_that_would_be_late_is_tried_alone_and_no_company_to_others() -> None:
+    """Or an overloaded GPU would spend its passes on frames that make them longer and miss them."""
+    costs = cost(n1=0.05, n2=0.07, n3=0.09)
+    assert choose([1.0, 0.9, 0.08], 0.0, 8, costs) == 2
+    assert choose([0.02], 0.0, 8, costs) == 1
+
+
 def test_what_is_left_of_an_answer_is_its_other_passes_at_the_cost_of_one_without_new_frames() -> None:
     costs = cost(n0=0.1, n1=1.0)
     assert costs.rest(1) == 0.0
     costs.learn_answer(7)
     assert [costs.rest(passes) for passes in (0, 1, 7, 9)] == pytest.approx([0.7, 0.6, 0.0, 0.0])
+    assert costs.rest(9, least=1) == pytest.approx(0.1), "it still runs"
+    assert costs.rest(5, least=4) == pytest.approx(0.4)
     costs.learn_answer(2)
     assert costs.rest(1) == pytest.approx(0.5)
 
@@ -103,6 +112,16 @@ def test_a_deadline_that_no_pass_can_meet_is_dropped_and_the_floor_is_forgotten(
     assert "takes 500 ms" in str(dropped.error)
     queue.offer(Ticket(1, 2, 5.3, 5.0, ""), 5.0)
     assert len(queue.take(5.0, 4, costs)[0]) == 1
+
+
+def test_passes_of_many_frames_have_no_frame_refused_that_would_be_in_time_alone() -> None:
+    queue: FrameQueue[str] = FrameQueue(4)
+    costs = cost(n1=0.04)
+    costs.learn(8, 0.2, 10.0)
+    queue.offer(Ticket(1, 1, 10.15, 10.0, "in time"), 10.0)
+    assert [ticket.work for ticket in queue.take(10.0, 8, costs)[0]] == ["in time"]
+    costs.learn(1, 0.18, 10.2)  # and what one takes of late counts more than what it took long ago
+    assert costs.floor(10.2) == 0.18
 
 
 def test_a_flood_of_urgent_frames_overtakes_a_waiting_one_once_a_session() -> None:

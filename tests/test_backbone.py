@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from splitvla_cloud.backbone import Backbone
+from splitvla_cloud.backbone import Backbone, _read_model
 from splitvla_cloud.precision import Precision
 from splitvla_cloud.prompt import Prompt
 from splitvla_shared.bundle import Bundle, open_bundle
@@ -111,13 +111,33 @@ def test_an_end_of_answer_before_the_last_token_is_an_error(tiny_fp32: Backbone,
 
 def test_logits_that_are_not_finite_are_a_fault(tiny_fp32: Backbone, patches: FloatArray) -> None:
     patches[0, 0] = np.nan
-    with pytest.raises(ServerFault, match="position 1 is not finite"):
+    with pytest.raises(ServerFault, match="position 1 is not finite: an embedding beyond what this precision holds"):
         tiny_fp32.infer([1, 5, 6], patches, 7)
 
 
 def test_a_sequence_beyond_the_context_is_refused(tiny_fp32: Backbone, patches: FloatArray) -> None:
     with pytest.raises(RequestRejected, match="the model takes 1024"):
         tiny_fp32.infer([1] * 1800, patches, 7)
+
+
+def _scarce(*args: object, **named: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.29 GiB.\nSee the documentation")
+
+
+def test_a_cache_that_does_not_fit_is_a_matter_of_the_settings(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights may fit where the keys and values of so many robots, and the buffers, do not."""
+    monkeypatch.setattr("splitvla_cloud.backbone.TorchEngine", _scarce)
+    says = r"^bf16 with max_batch 16 does not fit cpu \(CUDA out of memory.*GiB\.\); .*smaller max_batch.*int8 or nf4$"
+    with pytest.raises(ConfigError, match=says):
+        Backbone.load(tiny, "bf16", "cpu", capacity=16)
+
+
+def test_weights_that_do_not_fit_while_they_are_converted_are_too(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("splitvla_cloud.backbone.convert", _scarce)
+    with pytest.raises(ConfigError, match=r"^fp8 does not fit cpu .*; try precision int8 or nf4$"):
+        _read_model(tiny, "fp8", "cpu")
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta"])

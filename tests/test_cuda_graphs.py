@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from splitvla_cloud.backbone import Backbone, load_model
 from splitvla_cloud.engine.cuda import CudaGraphs, settle
+from splitvla_shared.bundle import open_bundle
 
 
 class SideStream:
@@ -30,8 +34,10 @@ class RecordedGraph:
 class Recorder:
     """Stands for what of torch.cuda a capture uses; `calls` are in order."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, broken: bool = False) -> None:
+        """broken: ending a capture fails, as torch.cuda.graph does before it brings the old stream back."""
         self.calls: list[str] = []
+        self._broken = broken
         for name in ("Stream", "current_stream", "graph_pool_handle", "CUDAGraph", "device", "stream", "graph"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
 
@@ -63,7 +69,16 @@ class Recorder:
         return self._within(stream.name)
 
     def graph(self, graph: RecordedGraph, *, pool: str, stream: SideStream, capture_error_mode: str) -> object:
-        return self._within(f"capture in {pool} on {stream.name}, {capture_error_mode}")
+        return self._capture(f"capture in {pool} on {stream.name}, {capture_error_mode}")
+
+    @contextmanager
+    def _capture(self, what: str) -> Iterator[None]:
+        with self._within(what):
+            try:
+                yield
+            finally:
+                if self._broken:
+                    raise torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture")
 
 
 def test_a_pass_is_warmed_up_and_captured_on_one_stream_of_the_engines_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +112,23 @@ def test_a_failed_capture_leaves_the_old_stream_current(monkeypatch: pytest.Monk
 
     with pytest.raises(RuntimeError, match="not permitted"):
         CudaGraphs("cuda:0")(compute)
-    assert recorder.calls[-2:] == ["leave side stream of cuda:0", "leave cuda:0"]
+    assert recorder.calls[-3:-1] == ["leave side stream of cuda:0", "leave cuda:0"]
+    # What follows writes into the buffers that the warm-ups read.
+    assert recorder.calls[-1] == "current stream of cuda:0 waits for side stream of cuda:0"
+
+
+def test_where_a_capture_can_t_even_be_ended_the_engine_serves_without(
+    monkeypatch: pytest.MonkeyPatch, tiny_bundles: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, _ = load_model(open_bundle(tiny_bundles / "cloud", "cloud"), "fp32", "cpu")
+    backbone = Backbone(model, "fp32", "cpu", tokens=512)
+    patches = np.random.default_rng(0).standard_normal((256, 128), dtype=np.float32)
+    expected = backbone.full_answer((1, 5, 6), patches, 7)
+    recorder = Recorder(monkeypatch, broken=True)
+    assert backbone.engine.capture([320], 7, CudaGraphs("cuda:0")) == 0
+    assert "run without CUDA graphs" in caplog.text
+    assert recorder.calls[-3:-1] == ["leave side stream of cuda:0", "leave cuda:0"]
+    assert backbone.full_answer((1, 5, 6), patches, 7) == expected
 
 
 def test_engines_share_no_pool(monkeypatch: pytest.MonkeyPatch) -> None:

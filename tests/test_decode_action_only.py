@@ -71,7 +71,7 @@ def test_no_end_of_answer_can_come_early(action_only: Backbone, greedy: Backbone
         kept = weight[2].clone()
         weight[2] = weight[31800] * 50
     try:
-        shared = Backbone(greedy._model, "fp32", "cpu", action_only._allowed)
+        shared = Backbone(greedy._model, "fp32", "cpu", action_only.allowed)
         assert shared._eos == {2}
         assert len(shared.infer(PROMPT, patches(0), 7).ids) == 7
         with pytest.raises(EarlyStop):

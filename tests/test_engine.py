@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -236,6 +237,75 @@ def test_where_a_capture_fails_the_engine_serves_without(
     assert "Shape(batch=2, length=1, " in caplog.text
     frames = {case.frame(case.tokens): case for case in cases}
     assert_answered_as_by_transformers(served(twin, list(frames), joining=lambda: 2), frames)
+
+
+class Wrong(Replayed):
+    """A graph that replays finite but wrong numbers, as a kernel that reads a stale address would."""
+
+    def replay(self) -> None:
+        super().replay()
+        self.result[-1, 0] += 1
+
+
+class NotFinite(Replayed):
+    def replay(self) -> None:
+        super().replay()
+        self.result[:, 1] = 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (Wrong, r"replayed it gives id \d+ where the pass itself gives id \d+, and so at 1 of"),
+        (NotFinite, "not finite"),
+    ],
+)
+def test_a_graph_that_computes_something_else_is_never_served_from(
+    backbone: Backbone, cases: list[Case], caplog: pytest.LogCaptureFixture, kind: type[Replayed], says: str
+) -> None:
+    """The second and the third of nine; what was captured before and after them is used."""
+    twin, made = graphed(backbone), list[Replayed]()
+
+    def capture(compute: Callable[[], torch.Tensor]) -> Replayed:
+        return (kind if len(made) in (1, 2) else Replayed)(compute, made)
+
+    assert twin.engine.capture([320], DIMS, capture) == 7
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert re.search(says, caplog.text)
+    replays = [graph.replays for graph in made]
+    frames = {case.frame(): case for case in cases}
+    assert_answered_as_by_transformers(served(twin, list(frames)), frames)
+    assert [graph.replays - before for graph, before in zip(made, replays, strict=True)][1:3] == [0, 0]
+    assert sum(graph.replays for graph in made) > sum(replays)
+
+
+def test_what_a_wrong_graph_left_in_the_cache_is_cleared(backbone: Backbone, cases: list[Case]) -> None:
+    class Poisons(Replayed):
+        def replay(self) -> None:
+            super().replay()
+            twin.engine._cache._values.fill_(math.nan)
+            self.result[:, 1] = 0
+
+    twin, made = graphed(backbone), list[Replayed]()
+    twin.engine.capture([320], DIMS, lambda compute: Poisons(compute, made))
+    assert torch.isfinite(twin.engine._cache._values[:, : 4 * 1025]).all()
+    assert twin.infer(cases[0].prompt, cases[0].patches, DIMS).ids == cases[0].tokens
+
+
+def test_a_graph_is_tried_on_a_cache_that_holds_something(backbone: Backbone) -> None:
+    """On an empty one a decode that reads nothing could not be told from one that reads what is there."""
+
+    class ReadsNothing(Replayed):
+        def replay(self) -> None:
+            cache = twin.engine._cache
+            kept = cache._keys.clone(), cache._values.clone()
+            cache._keys.zero_(), cache._values.zero_()
+            super().replay()
+            cache._keys[:], cache._values[:] = kept
+
+    twin, made = graphed(backbone), list[Replayed]()
+    assert twin.engine.capture([320], DIMS, lambda compute: ReadsNothing(compute, made)) == 3, "prefills read no cache"
+    assert len(made) == 9
 
 
 def test_what_a_pass_without_memory_had_computed_is_freed_before_the_next_try(

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.tiny_checkpoint import Sizes, write_tiny_checkpoint
-from splitvla_cloud.backbone import Backbone
+from splitvla_cloud.backbone import Backbone, Decode
+from splitvla_cloud.engine.kv_cache import KVCache
 from splitvla_cloud.golden import FLOORS, INSTRUCTION, CloudProbe, check_backbone
 from splitvla_cloud.precision import NUMERICS, Precision
 from splitvla_cloud.prompt import Prompt
@@ -163,6 +164,25 @@ def test_weights_that_are_not_those_of_the_split_refuse_to_serve(cloud: Bundle, 
         ServerFault, match=r"golden probe: this backbone \(fp32 on cpu.*is not the model that was split"
     ):
         load_backbone(dataclasses.replace(cloud, path=path), settings)
+
+
+@pytest.mark.parametrize("decode", ["greedy", "action-only"])
+def test_a_backbone_that_decodes_otherwise_than_it_prefills_is_refused(
+    cloud: Bundle, monkeypatch: pytest.MonkeyPatch, decode: Decode
+) -> None:
+    """One forward pass over what was said reads no cache and replays no graph; the frames of robots do."""
+    backbone = Backbone.load(cloud, "fp32", "cpu", decode)
+    ids = Prompt.load(cloud.path, cloud.spec).ids(INSTRUCTION)
+    check_backbone(backbone, ids, cloud.spec, cloud.path)
+    read = KVCache.read
+
+    def stale(cache: KVCache, layer: int, slots: int, span: int) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = read(cache, layer, slots, span)
+        return keys, values.flip(-1)
+
+    monkeypatch.setattr(KVCache, "read", stale)
+    with pytest.raises(ServerFault, match=r"golden probe: .* answers step by step .* not what it computes at once.*id"):
+        check_backbone(backbone, ids, cloud.spec, cloud.path)
 
 
 def test_the_answer_to_another_input_is_below_every_floor(cloud: Bundle) -> None:

@@ -57,8 +57,10 @@ class Reference:
         return leaving
 
     def take(self, now: float, room: int, running: Sequence[float]) -> tuple[list[Ticket[str]], Leaving]:
-        recent = [seconds for frames, seconds, ended in self.passes if frames and ended >= now - 2.0]
-        leaving = self.expire(now + min(recent, default=0.0))
+        recent = [(frames, seconds) for frames, seconds, ended in self.passes if frames and ended >= now - 2.0]
+        alone = [] if any(frames == 1 for frames, _ in recent) else [self.cost(1)]
+        least = min([*alone, *(seconds for _, seconds in recent)]) if recent else 0.0
+        leaving = self.expire(now + least)
         order = sorted(
             self.waiting, key=lambda pair: (self.has_had_its_turn(pair[0]), pair[0].deadline, pair[0].queued_at)
         )
@@ -85,8 +87,10 @@ class Reference:
         return known is not None and any(turn >= since for turn in known.turns for _, since in self.waiting)
 
     def may_grow_to(self, size: int, deadlines: Sequence[float], now: float, running: Sequence[float]) -> bool:
-        """Sooner than one at a time on the average, and nobody in time with one frame less is late with this one."""
+        """Sooner than one at a time on the average, in time itself, and nobody late by it who was not before."""
         if size > 1 and self.cost(size) > (size + 1) / 2 * self.cost(1):
+            return False
+        if size > 1 and deadlines[size - 1] <= now + self.cost(size):
             return False
         company = [*running, *deadlines[: size - 1]]
         return not any(now + self.cost(size - 1) <= end < now + self.cost(size) for end in company)

@@ -199,6 +199,19 @@ def test_a_full_queue_sheds_load(bundle: Bundle) -> None:
     with_server(bundle, backbone, scenario, queue_limit=1)
 
 
+def test_who_finds_the_decoding_threads_busy_is_told_when_to_come_back(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("splitvla_cloud.service._MAX_DECODING", 0)
+
+    async def scenario(served: Served) -> None:
+        refused = served.stub.Infer(request(), timeout=WAIT_S)
+        assert (await refusal(refused))[0] == "RESOURCE_EXHAUSTED"
+        assert read_retry_after(await refused.trailing_metadata()) == 0.02
+
+    with_server(bundle, FakeBackbone(), scenario)
+
+
 _GOOD = request().cameras[0]
 _FLIPPED = bytes([_GOOD.tensor.data[0] ^ 1]) + _GOOD.tensor.data[1:]
 _NAN = np.full(BODY // 4, np.nan, dtype="<f4").tobytes()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from splitvla_shared.codec.model import DEAD_ZONE, Reference
 from splitvla_shared.codec.tables import CodecTables
-from splitvla_shared.codec.tokens import MAX_MAGNITUDE, Detokenizer, Grouping, tokenize
+from splitvla_shared.codec.tokens import MAX_MAGNITUDE, PAIR_CAP, Detokenizer, Grouping, tokenize
 from splitvla_shared.codec.transform import Binding, Coded, TransformCodec
 from splitvla_shared.errors import BundleError, CodecError, KeyFrameNeeded
 from splitvla_shared.nouns import Scheme
@@ -184,6 +184,19 @@ def test_a_header_that_declares_millions_of_words_is_refused_before_anything_is_
     body = bytes([0]) + b"\xff\xff\xff" + bytes(100)
     with pytest.raises(CodecError, match="declares 16777215 words"):
         CODEC.decode(resealed(body, Scheme.KLT, FIRST), Scheme.KLT, FIRST)
+
+
+@pytest.mark.parametrize("scheme", [Scheme.KLT, Scheme.KLT_DELTA])
+def test_a_number_beyond_what_an_encoder_writes_is_refused(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest excess lies on top of what a pair's token says, so that a forged frame can say seven more."""
+    monkeypatch.setattr("splitvla_shared.codec.tokens.MAX_MAGNITUDE", MAX_MAGNITUDE + PAIR_CAP)
+    numbers = np.zeros((ROWS, COLUMNS), np.int32)
+    numbers[3, GROUPING.singles] = MAX_MAGNITUDE + PAIR_CAP
+    key = Reference.of(1, 0, np.zeros((ROWS, COLUMNS), np.int32))
+    used, sequence = (None, None) if scheme is Scheme.KLT else (key, 1)
+    data = resealed(CODEC._write(numbers, 0, used), scheme, SECOND, sequence or 0)
+    with pytest.raises(CodecError, match="range that an encoder keeps to"):
+        CODEC.decode(data, scheme, SECOND, used, sequence)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])

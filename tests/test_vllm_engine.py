@@ -131,6 +131,14 @@ def test_frames_of_several_robots_share_every_step(engine: VllmEngine, library: 
     assert library.cleaned == 0
 
 
+def test_the_golden_probe_gets_a_whole_answer_from_it(engine: VllmEngine) -> None:
+    """Where an early end is an id like any other."""
+    backbone = VllmBackbone(engine, "fp32", "a fake", range(VOCABULARY))
+    patches = np.full((2, HIDDEN), EOS - 1, dtype=np.float32)
+    assert backbone.full_answer((1, 7, 9), patches, DIMS) == (1, EOS, 3, 4)
+    assert backbone.allowed == range(engine.vocab_size)
+
+
 def test_the_patches_lie_behind_the_first_id_and_drafts_are_left_out(engine: VllmEngine, library: FakeLibrary) -> None:
     (answer,) = served(engine, frame(10)).values()
     assert library.prompts[0][:, 0].tolist() == [1, 10, 10, 7, 9]

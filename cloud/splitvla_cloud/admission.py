@@ -22,7 +22,7 @@ class PassCost:
 
     def __init__(self) -> None:
         self._means: dict[int, float] = {}
-        self._recent: deque[tuple[float, float]] = deque()
+        self._recent: deque[tuple[float, int, float]] = deque()  # when it ended, new frames, seconds
         self._passes: float | None = None
         self._doubting = False
 
@@ -39,24 +39,31 @@ class PassCost:
         mean = self._means.get(frames, seconds)
         self._means[frames] = mean + _WEIGHT * (seconds - mean)
         if frames:
-            self._recent.append((now, seconds))
+            self._recent.append((now, frames, seconds))
 
     def learn_answer(self, passes: int) -> None:
         """passes: from the one that a frame came in with to the one that completed its answer, at least 1."""
         mean = passes if self._passes is None else self._passes
         self._passes = mean + _WEIGHT * (passes - mean)
 
-    def rest(self, passes: int) -> float:
-        """What is left of an answer after so many passes, if no frame comes in: 0 while no answer is known."""
-        return max(0.0, (self._passes or 0.0) - passes) * self.of(0)
+    def rest(self, passes: int, least: int = 0) -> float:
+        """What is left of an answer after so many passes, if no frame comes in: what answers took on the average.
+
+        least: passes that it will take at least; one that still runs takes another, whatever others took.
+        """
+        return max(least, (self._passes or 0.0) - passes) * self.of(0)
 
     def of(self, frames: int) -> float:
         """Expected; that of the next smaller number where this one was never measured, 0 without any."""
         return max((mean for known, mean in self._means.items() if known <= frames), default=0.0)
 
     def floor(self, now: float) -> float:
-        """The least that an answer took of late: a deadline before that can't be met. 0 when nothing is known."""
-        return min(self._lately(now), default=0.0)
+        """The least that an answer took of late: a deadline before that can't be met. 0 when nothing is known.
+
+        Passes of many frames say nothing of what one alone takes: that is known from before where none was alone.
+        """
+        least = min(self._lately(now), default=0.0)
+        return least if any(frames == 1 for _, frames, _ in self._recent) else min(least, self.of(1))
 
     def usual(self, now: float) -> float:
         """What nine of ten answers took of late at most: a deadline before that will hardly be met."""
@@ -66,7 +73,7 @@ class PassCost:
     def _lately(self, now: float) -> list[float]:
         while self._recent and self._recent[0][0] < now - _FLOOR_WINDOW_S:
             self._recent.popleft()
-        return [seconds for _, seconds in self._recent]
+        return [seconds for _, _, seconds in self._recent]
 
 
 FREE = PassCost()  # nothing learned: every pass is free
@@ -85,14 +92,15 @@ def choose(
     A deadline here is that of the pass: what is left of an answer after it has been taken off.
 
     One more is taken while there is room, while that makes nobody late who would not be late anyway (of those chosen
-    and of those `running`), while the whole pass ends before the frames, one at a time, would have on the average, and
-    while the running ones, who wait for it, lose less time by it than the new ones gain, who would else wait for
-    `wait_s` until those are done.
+    and of those `running`), while it will itself be in time with the others, while the whole pass ends before the
+    frames, one at a time, would have on the average, and while the running ones, who wait for it, lose less time by it
+    than the new ones gain, who would else wait for `wait_s` until those are done.
     """
     held = list(running)
     for count, deadline in enumerate(deadlines[:room], start=1):
         before, after = now + cost.of(count - 1), now + cost.of(count)
-        if count > 1 and cost.of(count) > (count + 1) / 2 * cost.of(1):
+        # A frame that will be late is tried alone, not at the cost of others.
+        if count > 1 and (deadline <= after or cost.of(count) > (count + 1) / 2 * cost.of(1)):
             return count - 1
         if len(running) * (cost.of(count) - cost.of(0)) > count * wait_s:
             return count - 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from splitvla_cloud.engine.cuda import CudaGraphs, settle
 from splitvla_cloud.engine.fp8 import convert
 from splitvla_cloud.engine.host_memory import keep_freed_memory
 from splitvla_cloud.engine.int4 import Int4Linear
-from splitvla_cloud.engine.interface import Frame, Outcome, Tokens
+from splitvla_cloud.engine.interface import Frame, Outcome, Tokens, serve_alone
 from splitvla_cloud.engine.llama import Llama
 from splitvla_cloud.engine.torch_engine import TorchEngine
 from splitvla_cloud.engine.warm_up import warm_up
@@ -66,7 +67,7 @@ class Backbone:
         else:
             settle()
         self._model = model
-        self._allowed = range(self.vocab_size) if allowed is None else allowed
+        self.allowed = range(self.vocab_size) if allowed is None else allowed
         self.precision = precision
         self.device = device
         self.pass_costs: Mapping[int, float] = {}
@@ -101,7 +102,8 @@ class Backbone:
         """
         model, device = load_model(bundle, precision, device)
         tokens = bundle.spec.max_cameras * bundle.spec.patches + TEXT_TOKENS
-        backbone = cls(model, precision, device, allowed_ids(bundle, decode), capacity=capacity, tokens=tokens)
+        with _fitting(f"{precision} with max_batch {capacity}", device, "serve with a smaller max_batch, or"):
+            backbone = cls(model, precision, device, allowed_ids(bundle, decode), capacity=capacity, tokens=tokens)
         if not backbone._eos - {None}:
             raise BundleError(f"{bundle.path}/generation_config.json names no eos_token_id; split again")
         return backbone
@@ -129,7 +131,7 @@ class Backbone:
         size = f"{self.parameters / 1e6:,.1f} M parameters, {self.memory_bytes / 2**20:,.0f} MiB"
         name = torch.cuda.get_device_name(self.device) if self.device != "cpu" else f"{torch.get_num_threads()} threads"
         robots = f", {self.capacity} robots at once" if self.capacity > 1 else ""
-        limited = ", action ids only" if len(self._allowed) < self.vocab_size else ""
+        limited = ", action ids only" if len(self.allowed) < self.vocab_size else ""
         graphs = f", {self.graphs} CUDA graphs" if self.device != "cpu" else ""
         return f"{self.precision} on {self.device} ({name}), {size}{robots}{limited}{graphs}"
 
@@ -177,12 +179,7 @@ class Backbone:
         )
 
     def _alone(self, frame: Frame, eos: frozenset[int]) -> Tokens:
-        self.engine.admit(frame, eos)
-        while True:
-            for outcome in self.engine.step():
-                if isinstance(outcome.result, Exception):
-                    raise outcome.result
-                return outcome.result
+        return serve_alone(frame, lambda frame: self.engine.admit(frame, eos), self.engine.step)
 
 
 def load_model(bundle: Bundle, precision: Precision, device: str) -> tuple[Any, str]:
@@ -240,11 +237,10 @@ def _read_model(bundle: Bundle, precision: Precision, device: str) -> Any:
     if device != "cpu":
         options["device_map"] = {"": device}
     try:
-        model, info = LlamaForCausalLM.from_pretrained(
-            bundle.path, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
-        )
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(f"precision {precision} does not fit {device} ({_line(error)}); try int8 or nf4") from error
+        with _fitting(precision, device, "try"):
+            model, info = LlamaForCausalLM.from_pretrained(
+                bundle.path, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+            )
     except ImportError as error:
         raise ConfigError(f"precision {precision} needs a library that is not here: {_line(error)}") from error
     except (OSError, ValueError, SafetensorError) as error:
@@ -254,8 +250,18 @@ def _read_model(bundle: Bundle, precision: Precision, device: str) -> Any:
             names = ", ".join(sorted(str(name) for name in found)[:3])
             raise BundleError(f"{bundle.path}: {fault.replace('_', ' ')} in the weights: {names}; split again")
     if (kind := NUMERICS[precision].convert) is not None:
-        convert(model, kind)
+        with _fitting(precision, device, "try"):
+            convert(model, kind)
     return model.eval()
+
+
+@contextmanager
+def _fitting(what: str, device: str, remedy: str) -> Iterator[None]:
+    """Raises ConfigError where the device's memory is too small."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"{what} does not fit {device} ({_line(error)}); {remedy} precision int8 or nf4") from error
 
 
 def linears(config: Any) -> dict[str, tuple[int, int]]:

@@ -18,7 +18,7 @@ from splitvla_cloud.payloads import PayloadDecoder
 from splitvla_cloud.prompt import Prompt
 from splitvla_cloud.references import ReferenceStore
 from splitvla_cloud.validation import check_request
-from splitvla_cloud.worker import GpuWorker, Served
+from splitvla_cloud.worker import RETRY_AFTER_S, GpuWorker, Served
 from splitvla_shared import __version__
 from splitvla_shared.actions import action_ids
 from splitvla_shared.codec.tables import CodecTables
@@ -134,7 +134,9 @@ class InferenceService(InferenceServicer):
 
     async def _decode(self, request: pb.InferRequest) -> Any:
         if self._decoding >= _MAX_DECODING:
-            raise Overloaded(f"frame {request.sequence}: {self._decoding} payloads are being decoded; slow down")
+            error = Overloaded(f"frame {request.sequence}: {self._decoding} payloads are being decoded; slow down")
+            error.retry_after_s = RETRY_AFTER_S
+            raise error
         self._decoding += 1
         try:
             loop = asyncio.get_running_loop()

@@ -1,8 +1,12 @@
-"""Is this request one that the served model can take? Everything is checked before a payload is touched."""
+"""Is this request one that the served model can take? Everything is checked before a payload is touched.
+
+Rules of this file: a list is counted before it is walked, because this runs on the event loop.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 
@@ -43,18 +47,18 @@ def _check_robot(name: str) -> None:
         )
 
 
-def _check_state(state: object) -> None:
-    values = np.fromiter(state, dtype=np.float64)  # type: ignore[call-overload]
-    if values.size > MAX_STATE_DIMS:
-        raise RequestRejected(f"state has {values.size} values, at most {MAX_STATE_DIMS}")
+def _check_state(state: Collection[float]) -> None:
+    if len(state) > MAX_STATE_DIMS:
+        raise RequestRejected(f"state has {len(state)} values, at most {MAX_STATE_DIMS}")
+    values = np.fromiter(state, dtype=np.float64)
     for index in np.flatnonzero(~(np.abs(values) <= MAX_STATE_VALUE)):
         what = values[index] if math.isfinite(values[index]) else "not finite"
         raise RequestRejected(f"state[{index}] is {what}; expected a number within +-{MAX_STATE_VALUE:g}")
 
 
-def _check_draft(draft: object, count: int, vocab_size: int) -> None:
-    ids = np.fromiter(draft, dtype=np.int64)  # type: ignore[call-overload]
-    if ids.size > count:
-        raise RequestRejected(f"{ids.size} draft tokens; the answer has {count}")
+def _check_draft(draft: Collection[int], count: int, vocab_size: int) -> None:
+    if len(draft) > count:
+        raise RequestRejected(f"{len(draft)} draft tokens; the answer has {count}")
+    ids = np.fromiter(draft, dtype=np.int64)
     if (ids >= vocab_size).any():
         raise RequestRejected(f"draft token {ids.max()} is not in the vocabulary of {vocab_size}")

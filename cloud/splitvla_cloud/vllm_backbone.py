@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from splitvla_cloud.backbone import TEXT_TOKENS, Decode, allowed_ids, read_config
-from splitvla_cloud.engine.interface import Frame, Outcome
+from splitvla_cloud.engine.interface import Frame, Outcome, serve_alone
 from splitvla_cloud.engine.vllm_engine import VllmEngine
 from splitvla_cloud.engine.warm_up import warm_up
 from splitvla_cloud.precision import NUMERICS, Precision, check_stored, select_device
@@ -45,8 +46,9 @@ _DEFAULTS = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR
 class VllmBackbone:
     """A loaded bundle; the worker's engine, and what the golden probe asks. One thread at a time."""
 
-    def __init__(self, engine: VllmEngine, precision: Precision, description: str) -> None:
+    def __init__(self, engine: VllmEngine, precision: Precision, description: str, allowed: range) -> None:
         self.engine, self.precision, self._description = engine, precision, description
+        self.allowed = allowed
         self.pass_costs: Mapping[int, float] = {}
 
     @classmethod
@@ -85,7 +87,8 @@ class VllmBackbone:
         engine = VllmEngine(library, embeddings, params, _clean_cache, capacity=capacity, tokens=tokens, eos=eos)
         robots = f", {capacity} robots at once" if capacity > 1 else ""
         limited = ", action ids only" if allowed is not None else ""
-        return cls(engine, precision, f"{precision} on {device} by vLLM {version}{robots}{limited}")
+        description = f"{precision} on {device} by vLLM {version}{robots}{limited}"
+        return cls(engine, precision, description, range(engine.vocab_size) if allowed is None else allowed)
 
     @property
     def vocab_size(self) -> int:
@@ -110,6 +113,11 @@ class VllmBackbone:
     def score(self, prompt_ids: Sequence[int], patches: FloatArray, ids: Sequence[int]) -> FloatArray:
         """As `VllmEngine.score`."""
         return self.engine.score(prompt_ids, patches, ids)
+
+    def full_answer(self, prompt_ids: Sequence[int], patches: FloatArray, dims: int) -> tuple[int, ...]:
+        """The greedy ids of one frame, where an early end is an id like any other: for the golden probe."""
+        frame = Frame(0, 0, tuple(prompt_ids), patches, dims, math.inf)
+        return serve_alone(frame, lambda frame: self.engine.admit(frame, frozenset()), self.engine.step).ids
 
     def warm_up(self, patches: int, dims: int) -> None:
         """Run requests of usual length, so that the first robot does not pay for lazy initialisation."""

@@ -23,7 +23,7 @@ logger = logging.getLogger("splitvla.cloud")
 _FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 _FAULTS_IN_A_ROW = 3
 _JOIN_S = 2.0
-_RETRY_AFTER_S = 0.02
+RETRY_AFTER_S = 0.02  # at least, for whoever is refused because others are served
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class GpuWorker:
                 dropped = self._queue.offer(ticket, now)
             except Overloaded as error:
                 # Where the queue will have gone down by half, as far as is known: then there is room for most.
-                error.retry_after_s = max(_RETRY_AFTER_S, len(self._queue) / 2 * self._cost.of(1))
+                error.retry_after_s = max(RETRY_AFTER_S, len(self._queue) / 2 * self._cost.of(1))
                 raise
             self._wake.notify()
         for leaving in dropped:
@@ -164,10 +164,11 @@ class GpuWorker:
         tickets = self._take(engine.capacity)
         if tickets is None:
             return False
+        before = len(self._running)
         for ticket in tickets:
             self._admit(engine, ticket)
         if self._running:
-            self._step(engine, len(tickets))
+            self._step(engine, len(self._running) - before)
         return True
 
     def _abandon(self, engine: Engine) -> None:
@@ -186,7 +187,7 @@ class GpuWorker:
                 self._wake.wait_for(lambda: self._closed or len(self._queue))
                 if self._closed:
                     return None
-            left = [(frame.deadline, self._cost.rest(served.passes)) for frame, served in self._running.items()]
+            left = [(frame.deadline, self._rest(frame, served.passes)) for frame, served in self._running.items()]
             after_s = self._cost.of(0)  # what is left then is what is left now less a pass
             limits = [deadline - max(0.0, rest_s - after_s) for deadline, rest_s in left]
             wait_s = max((rest_s for _, rest_s in left), default=0.0)
@@ -195,6 +196,10 @@ class GpuWorker:
         for leaving in dropped:
             _resolve(leaving.ticket.work.future, leaving.error)
         return tickets
+
+    def _rest(self, frame: Frame, passes: int) -> float:
+        """Seconds; for the holder of `_wake`. Without a draft a pass gives one id, with one nobody knows how many."""
+        return self._cost.rest(passes, least=1 if frame.draft else max(1, frame.dims - passes))
 
     def _admit(self, engine: Engine, ticket: Ticket[_Job]) -> None:
         job, now = ticket.work, self._clock()
@@ -225,7 +230,8 @@ class GpuWorker:
         for served in self._running.values():
             served.passes += 1
         results = [self._told(outcome) for outcome in outcomes]
-        if any(isinstance(result, Tokens) for result in results):
+        computed = not any(isinstance(result, ServerFault) for result in results)
+        if computed or any(isinstance(result, Tokens) for result in results):
             self._faults = 0
         elif any(result is not outcome.result for result, outcome in zip(results, outcomes, strict=True)):
             self._faults += 1

@@ -46,7 +46,8 @@ class Answer:
         for index, (said, sound) in enumerate(zip(predicted[: len(guesses) + 1], finite, strict=False)):
             if not sound:
                 raise ServerFault(
-                    f"a logit at position {len(self.ids) + 1} is not finite: damaged weights or a GPU fault"
+                    f"a logit at position {len(self.ids) + 1} is not finite: an embedding beyond what this precision "
+                    "holds, damaged weights, or a GPU fault"
                 )
             self.ids.append(said)
             if self.done:

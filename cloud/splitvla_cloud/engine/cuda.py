@@ -54,11 +54,13 @@ class CudaGraphs:
         before = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(before)
         # The outer stream() brings the old stream back too where a capture fails, which torch.cuda.graph does not.
-        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            for _ in range(_WARM_UPS):
-                compute()
-            # thread_local: what another thread's garbage collection frees meanwhile is no part of this capture.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                result = compute()
-        before.wait_stream(self._stream)
+        try:
+            with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+                for _ in range(_WARM_UPS):
+                    compute()
+                # thread_local: what another thread's garbage collection frees meanwhile is no part of this capture.
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                    result = compute()
+        finally:  # where a capture fails too: the next pass fills the buffers that the warm-ups may still read
+            before.wait_stream(self._stream)
         return CudaGraph(graph, result)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -94,3 +94,13 @@ class Engine(Protocol):
 
     def cancel(self, frame: Frame) -> None:
         """Forget a frame that nobody waits for; its place is free at once. One that is not in is no error."""
+
+
+def serve_alone(frame: Frame, admit: Callable[[Frame], None], step: Callable[[], list[Outcome]]) -> Tokens:
+    """The answer of an engine that has nothing else in it. Raises what refused or ended the frame."""
+    admit(frame)
+    while True:
+        for outcome in step():
+            if isinstance(outcome.result, Exception):
+                raise outcome.result
+            return outcome.result

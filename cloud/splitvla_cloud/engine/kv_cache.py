@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import torch
 
+_LOUD = 4.0
+
 
 class KVCache:
     """`slots` sequences of up to `tokens` positions. Owned by the engine that made it."""
@@ -23,10 +25,6 @@ class KVCache:
         shape = (layers, slots * self._stride, heads, head_dim)
         self._keys = torch.zeros(shape, dtype=dtype, device=device)
         self._values = torch.zeros(shape, dtype=dtype, device=device)
-
-    @property
-    def memory_bytes(self) -> int:
-        return 2 * self._keys.nbytes
 
     def places(self, slots: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Of positions (batch, n) in slots (batch,), flat: (batch * n,)."""
@@ -42,6 +40,11 @@ class KVCache:
         shape = (self.slots, self._stride, *self._keys.shape[2:])
         keys, values = (kept[layer].view(shape)[:slots, :span] for kept in (self._keys, self._values))
         return keys.transpose(1, 2), values.transpose(1, 2)
+
+    def fill_with_noise(self) -> None:
+        """Loud enough that what is read decides what comes of it: for trials, before anybody is served."""
+        self._keys.normal_(0.0, _LOUD)
+        self._values.normal_(0.0, _LOUD)
 
     def clear(self, slot: int) -> None:
         """After a fault: numbers that are not finite must not stay."""

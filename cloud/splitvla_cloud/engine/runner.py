@@ -3,6 +3,7 @@
 Rules of this file: inputs lie in buffers that are allocated once, at places that depend on the pass's shapes alone,
 because a captured graph reads fixed addresses; one copy to the device before a pass besides the patches, one
 synchronisation after it, which fetches the ids. Without captured graphs (on a CPU always) the same code runs directly.
+A graph is served from only when its replay has picked the ids that the pass itself picks.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ class Rectangle:
     patches: Sequence[FloatArray | None]
 
 
+# For each sequence, behind each asked row: the picked id, and whether its logits are finite.
+Picked = list[list[tuple[int, bool]]]
+
+
 class Captured(Protocol):
     """A computation that can be run again on what its input buffers hold then."""
 
@@ -40,6 +45,10 @@ class Captured(Protocol):
     def result(self) -> torch.Tensor: ...
 
     def replay(self) -> None: ...
+
+
+class GraphDiffers(Exception):  # noqa: N818 - no fault that anybody waits for
+    """A captured pass does not compute what the pass itself does."""
 
 
 Capture = Callable[[Callable[[], torch.Tensor]], Captured]
@@ -62,11 +71,12 @@ class Runner:
         self._graphs: dict[Shape, Captured] = {}
 
     @property
-    def row_limit(self) -> int:
-        return len(self._rows)
+    def captured(self) -> int:
+        """Graphs that passes are served from."""
+        return len(self._graphs)
 
     @torch.inference_mode()
-    def run(self, rectangles: Sequence[Rectangle]) -> list[list[tuple[int, bool]]]:
+    def run(self, rectangles: Sequence[Rectangle]) -> Picked:
         """For each sequence of each rectangle: the picked id behind each asked row, and whether its logits are finite.
 
         Idle sequences of a padded rectangle are among them.
@@ -96,8 +106,21 @@ class Runner:
 
     @torch.inference_mode()
     def capture(self, shape: Shape, capture: Capture) -> None:
-        """Capture a pass of one rectangle. Overwrites the first slots of the cache: call before serving."""
+        """Capture a pass of one rectangle. Overwrites the first slots of the cache: call before serving.
+
+        Raises what capturing raises, and GraphDiffers where the replay picks other ids than the pass itself, on the
+        same inputs; then the pass goes on running directly.
+        """
+        trial = _trial(shape, len(self._llama.embed_tokens.weight))
+        if shape.span:
+            self._cache.fill_with_noise()
+        expected = self.run([trial])
         self._graphs[shape] = capture(lambda: self._compute([shape]))
+        if (found := self.run([trial])) != expected:
+            del self._graphs[shape]
+            for slot in trial.slots:  # whose keys and values the graph has written
+                self._cache.clear(slot)
+            raise GraphDiffers(_difference(found, expected))
 
     def fit(self, shape: Shape) -> Shape:
         """The smallest captured shape that covers this one, or else the shape itself."""
@@ -139,6 +162,30 @@ class Runner:
         else:
             self._staged[rows].copy_(source)
             self._rows[rows].copy_(self._staged[rows], non_blocking=True)
+
+
+def _trial(shape: Shape, vocabulary: int) -> Rectangle:
+    """Fixed inputs for a pass of this shape: other ids in every row, and as far back in the cache as it can look."""
+    count = shape.batch * shape.length
+    ids = [(7 + 31 * row) % vocabulary for row in range(count)]
+    return Rectangle(
+        shape,
+        slots=range(shape.batch),
+        starts=[max(0, shape.span - shape.length)] * shape.batch,
+        firsts=[shape.length - shape.asked] * shape.batch,
+        ids=[ids[first : first + shape.length] for first in range(0, count, shape.length)],
+        patches=[None] * shape.batch,
+    )
+
+
+def _difference(found: Picked, expected: Picked) -> str:
+    pairs = [pair for lines in zip(found, expected, strict=True) for pair in zip(*lines, strict=True)]
+    wrong = [(got, right) for got, right in pairs if got != right]
+    (got, finite), (right, _) = wrong[0]
+    what = f"id {got}" if finite else "logits that are not finite"
+    return (
+        f"replayed it gives {what} where the pass itself gives id {right}, and so at {len(wrong)} of {len(pairs)} rows"
+    )
 
 
 def _covers(known: Shape, shape: Shape) -> bool:

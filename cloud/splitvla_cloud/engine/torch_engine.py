@@ -8,7 +8,6 @@ pass of several fails, each is tried alone.
 from __future__ import annotations
 
 import heapq
-import itertools
 import logging
 import time
 import traceback
@@ -20,7 +19,7 @@ import torch
 from splitvla_cloud.engine.answer import Answer
 from splitvla_cloud.engine.interface import Frame, Outcome, Tokens, check_frame
 from splitvla_cloud.engine.llama import Llama, Shape
-from splitvla_cloud.engine.runner import Capture, Rectangle, Runner
+from splitvla_cloud.engine.runner import Capture, GraphDiffers, Picked, Rectangle, Runner
 from splitvla_shared.errors import EarlyStop, ServerFault, SplitVLAError
 from splitvla_shared.nouns import FloatArray
 
@@ -76,10 +75,6 @@ class TorchEngine:
         self._free = list(range(capacity))
         self._sequences: list[_Sequence] = []
 
-    @property
-    def cache_bytes(self) -> int:
-        return self._cache.memory_bytes
-
     def admit(self, frame: Frame, eos: frozenset[int] | None = None) -> None:
         """As the interface says; eos: other ids that end this answer."""
         check_frame(frame, hidden=self._llama.hidden, tokens=self._tokens, free=len(self._free), capacity=self.capacity)
@@ -116,14 +111,20 @@ class TorchEngine:
     def capture(self, lengths: Sequence[int], dims: int, capture: Capture) -> int:
         """Capture prefills of these lengths and more, and decoding behind the longest, for 1, 2, 4 … frames; how many.
 
-        Where one can't be captured, it and those behind it run directly, which the log says once.
+        Where one can't be captured, it and those behind it run directly; one that computes something else than the pass
+        itself is dropped, alone. The log says so.
         """
-        shapes = self._usual_shapes(lengths, dims)
-        return len(list(itertools.takewhile(lambda shape: self._captured(shape, capture), shapes)))
+        for shape in self._usual_shapes(lengths, dims):
+            if not self._capture(shape, capture):
+                break
+        return self._runner.captured
 
-    def _captured(self, shape: Shape, capture: Capture) -> bool:
+    def _capture(self, shape: Shape, capture: Capture) -> bool:
+        """False where there is no use in trying further ones."""
         try:
             self._runner.capture(shape, capture)
+        except GraphDiffers as error:
+            logger.warning("passes like %s run without a CUDA graph: %s", shape, error)
         except RuntimeError as error:
             self._free_memory(error)
             logger.warning("passes like %s run without CUDA graphs", shape, exc_info=error)
@@ -144,7 +145,7 @@ class TorchEngine:
             )
         ]
 
-    def _pass(self, sequences: Sequence[_Sequence]) -> list[list[tuple[int, bool]]]:
+    def _pass(self, sequences: Sequence[_Sequence]) -> Picked:
         """One forward pass; what is predicted for each of the sequences, in their order."""
         parts = _rectangles(sequences)
         # A graph holds one rectangle; a pass of several is not captured, and padding to a graph's shape would be waste.

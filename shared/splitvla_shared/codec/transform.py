@@ -142,7 +142,7 @@ class TransformCodec:
         rung = self.check(data, scheme, binding, reference_sequence)
         body = memoryview(data)[1:-_CRC_BYTES]
         if scheme is Scheme.KLT:
-            return Reference.of(binding.sequence, rung, self._read(body, rung, None))
+            return Reference.of(binding.sequence, rung, _checked(self._read(body, rung, None)))
         checksum, body = int.from_bytes(body[:_CHECKSUM_BYTES], "little"), body[_CHECKSUM_BYTES:]
         if reference is None or reference.sequence != reference_sequence or reference.checksum != checksum:
             raise KeyFrameNeeded(f"frame {binding.sequence}: its reference, frame {reference_sequence}, is not here")
@@ -150,9 +150,7 @@ class TransformCodec:
             raise CodecError(f"the payload is of rung {rung}, its reference of rung {reference.rung}")
         numbers = self._read(body, rung, reference)
         numbers += predicted_numbers(reference.numbers, self._rungs[rung].gains)
-        if int(np.abs(numbers).max()) > MAX_MAGNITUDE:
-            raise CodecError("the payload's numbers leave the range that an encoder keeps to")
-        return Reference.of(binding.sequence, rung, numbers)
+        return Reference.of(binding.sequence, rung, _checked(numbers))
 
     def reconstruct(self, frame: Reference) -> FloatArray:
         """float32 (patches, dim), finite. Raises CodecError when it is not."""
@@ -225,6 +223,13 @@ class TransformCodec:
         if bits[needed:].any():
             raise CodecError("the payload's padding is not zero; the sender is broken")
         return numbers.numbers(bits[:needed])
+
+
+def _checked(numbers: Int32) -> Int32:
+    """As decoded: an excess lies on top of what its token says, a difference on top of a prediction."""
+    if int(np.abs(numbers).max()) > MAX_MAGNITUDE:
+        raise CodecError("the payload's numbers leave the range that an encoder keeps to")
+    return numbers
 
 
 def _most_excesses(numbers: int) -> int:
