@@ -79,7 +79,7 @@ INNER = (
            "            if self._absolute:\n                self.last_values = None\n", ""),
     Mutant("an arm that sags", "machine.py", "self.last_values = self.space.set_point_at(inputs.position)", "pass"),
     Mutant("where a motion begins", "machine.py", "if self._absolute and inputs.position:", "if False:"),
-    Mutant("an arm outside its limits", "../robots/base.py", "not low - slack <= value <= high + slack", "False"),
+    Mutant("an arm outside its limits", "../robots/action_space.py", "not low - slack <= value <= high + slack", "False"),
     Mutant("no local motion outside the limits", "guards.py",
            "machine.space.set_point_at(inputs.position) is None:", "False:"),
     Mutant("a commanded gripper", "machine.py", "not self._gripper_commanded and ", ""),
