@@ -2,7 +2,8 @@
 
 One server, and on the robot's side three ways in turn, frame by frame: the call in this process, OpenVLA's `POST /act`
 and openpi's websocket, each of the two to a policy server in a process of its own. Clients keep their connections and
-send whole camera frames, as theirs do. The model is small, so that what the ways add is seen.
+send whole camera frames, as theirs do. The model is small, so that what the ways add is seen. Needs the extras
+`policy-server` and `bench`.
 """
 
 from __future__ import annotations

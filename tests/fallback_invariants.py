@@ -25,6 +25,7 @@ class Watch:
     moved_at: float = -math.inf
     box: tuple[tuple[float, ...], float] | None = None
     set_point: tuple[float, ...] | None = None
+    away_since: float = math.inf
     executed: set[tuple[int, int]] = field(default_factory=set)
     epochs: dict[int, set[int]] = field(default_factory=dict)
     rung_changed_at: float = -math.inf
@@ -45,7 +46,7 @@ class Watch:
         self._check_numbers(command)
         taken = inputs.estop or not inputs.robot_ready or not inputs.enabled
         if self.machine.space.kind is Kind.ABSOLUTE:
-            self._check_set_point(inputs, command, taken)
+            self._check_set_point(now, inputs, command, taken)
         self._check_states(now, inputs, before, command)
         if command.motion and command.state is not State.LOCAL:
             self._check_remote(now, command)
@@ -82,9 +83,11 @@ class Watch:
         if not command.motion and space.kind in (Kind.DELTA_EE, Kind.DELTA_JOINT):
             assert all(v == 0.0 for i, v in enumerate(command.values) if i != space.gripper)  # 7
 
-    def _check_set_point(self, inputs: TickInputs, command: Command, taken: bool) -> None:
+    def _check_set_point(self, now: float, inputs: TickInputs, command: Command, taken: bool) -> None:
         """18: it stands or moves by a tick's travel, from the last one or from where the arm was left meanwhile."""
-        if taken or inputs.reset:
+        self.away_since = min(self.away_since, now) if taken else math.inf
+        away = now - self.away_since >= self.machine.settings.ready_clear_ms / 1e3
+        if inputs.estop or not inputs.enabled or away or inputs.reset:
             self.set_point = None
         if not command.values:
             return

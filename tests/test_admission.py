@@ -66,11 +66,12 @@ def test_nobody_is_made_late_by_company() -> None:
     assert choose([9.0], 0.0, 8, costs, running=[0.1]) == 1
 
 
-def test_a_frame_that_would_be_late_is_tried_alone_and_no_company_to_others() -> None:
+def test_a_frame_that_would_be_late_lengthens_no_pass_of_others_and_may_have_them_join_its_own() -> None:
     """Or an overloaded GPU would spend its passes on frames that make them longer and miss them."""
     costs = cost(n1=0.05, n2=0.07, n3=0.09)
     assert choose([1.0, 0.9, 0.08], 0.0, 8, costs) == 2
     assert choose([0.02], 0.0, 8, costs) == 1
+    assert choose([0.02, 1.0], 0.0, 8, costs) == 2
 
 
 def test_what_is_left_of_an_answer_is_its_other_passes_at_the_cost_of_one_without_new_frames() -> None:

@@ -244,6 +244,20 @@ def test_a_pickle_is_refused_with_the_way_out(checkpoint: Path, name: str) -> No
         Checkpoint.open(checkpoint)
 
 
+@pytest.mark.parametrize("part", ["action_head--150000_checkpoint.pt", "proprio_projector--150000_checkpoint.pt"])
+def test_a_fine_tune_with_an_action_head_is_refused_although_its_weights_look_like_any_other_s(
+    checkpoint: Path, tmp_path: Path, part: str
+) -> None:
+    oft = tmp_path / "oft"
+    (oft / "lora_adapter").mkdir(parents=True)
+    (oft / part).touch()
+    with pytest.raises(CheckpointError, match=rf"oft holds an OpenVLA-OFT fine-tune \({part}\)"):
+        Checkpoint.open(checkpoint, adapter=oft / "lora_adapter")
+    (checkpoint / part).touch()
+    with pytest.raises(CheckpointError, match="parallel decoding, which is not supported"):
+        Checkpoint.open(checkpoint)
+
+
 def test_other_sizes_are_read_from_the_tensors(tmp_path: Path) -> None:
     sizes = Sizes(dino_dim=32, dino_blocks=2, siglip_dim=48, siglip_blocks=4, image_size=112, llm_layers=1)
     write_tiny_checkpoint(tmp_path / "small", sizes=sizes, dtype=torch.float16)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -39,6 +42,32 @@ def test_an_error_is_one_line_and_its_exit_code(
 def test_ctrl_c_ends_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(_parser(_raise(KeyboardInterrupt())), []) == 130
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_is_gone_does_not_change_the_exit_code(stream: str) -> None:
+    """The interpreter flushes once more at its exit, and would end with 120."""
+    program = (
+        "import argparse, sys\nfrom splitvla_shared.command_line import run_command\n"
+        "from splitvla_shared.errors import BundleError\n"
+        "def command(arguments):\n"
+        f"    sys.stdin.read(); sys.{stream}.write('x' * 100); raise BundleError('no bundle')\n"
+        "parser = argparse.ArgumentParser()\nparser.set_defaults(command=command)\nsys.exit(run_command(parser, []))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    ) as process:
+        gone = process.stdout if stream == "stdout" else process.stderr
+        assert gone is not None
+        assert process.stdin is not None
+        gone.close()
+        process.stdin.close()
+        assert process.wait(30) == BundleError.exit_code
 
 
 def test_a_slip_of_ours_is_not_hidden() -> None:

@@ -367,6 +367,23 @@ def test_a_call_that_never_ends_has_perception_replaced_once_and_any_end_of_it_c
     assert len(rig.peer.replaced) == 1
 
 
+def test_who_stalled_itself_does_not_take_perception_for_hung() -> None:
+    """The end of the call may be among the messages that had no room in the socket."""
+    rig = Rig()
+    rig.tick(Asked(1, 1, rig.now, rig.now + 0.3))
+    rig.now += 15.0
+    rig.loop.tick(rig.now, lateness_s=15.0)
+    assert rig.peer.replaced == []
+
+
+def test_a_model_of_other_dimensions_than_the_robot_s_is_told_with_both_numbers() -> None:
+    rig = Rig()
+    rig.peer.inbox = [Ready(7, 1, "0" * 16)]
+    command = rig.loop.tick(rig.now)
+    assert command.state is State.SAFE_STOP
+    assert rig.records[-1].detail == "the model gives 7 numbers an action, the robot takes 2"
+
+
 def test_another_process_owes_nothing_of_the_last_one_s_call() -> None:
     rig = Rig()
     rig.tick(Asked(1, 1, rig.now, rig.now + 0.3))

@@ -183,8 +183,10 @@ def test_an_action_may_take_what_the_run_allows_it(settings: DoctorSettings) -> 
     """300 ms for single actions by default: a slower model would pass here and never move there."""
     patient = Patient(dataclasses.replace(settings, budget_s=None))
     assert patient.budget_ms == 300.0
-    longer = FallbackSettings(max_age_ms=900.0, deadline_max_ms=900.0)
-    assert Patient(dataclasses.replace(_with(settings, fallback=longer), budget_s=None)).budget_ms == 900.0
+    for age, deadline, allowed in ((900.0, 900.0, 900.0), (900.0, 500.0, 500.0), (300.0, 900.0, 300.0)):
+        longer = FallbackSettings(max_age_ms=age, deadline_max_ms=deadline)
+        patient = Patient(dataclasses.replace(_with(settings, fallback=longer), budget_s=None))
+        assert patient.budget_ms == allowed
 
 
 def test_a_spare_server_that_is_down_is_found_before_it_is_needed(settings: DoctorSettings, free_port: int) -> None:

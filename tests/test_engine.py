@@ -279,6 +279,20 @@ def test_a_graph_that_computes_something_else_is_never_served_from(
     assert sum(graph.replays for graph in made) > sum(replays)
 
 
+def test_a_graph_that_can_t_be_replayed_is_never_served_from(backbone: Backbone, cases: list[Case]) -> None:
+    """A capture ends well, and its first launch has no memory: then there is no use in further ones."""
+
+    class Fails(Replayed):
+        def replay(self) -> None:
+            raise RuntimeError("CUDA error: out of memory")
+
+    twin, made = graphed(backbone), list[Replayed]()
+    kinds = iter((Replayed, Replayed, Fails))
+    assert twin.engine.capture([320], DIMS, lambda compute: next(kinds)(compute, made)) == 2
+    frames = {case.frame(): case for case in cases}
+    assert_answered_as_by_transformers(served(twin, list(frames)), frames)
+
+
 def test_what_a_wrong_graph_left_in_the_cache_is_cleared(backbone: Backbone, cases: list[Case]) -> None:
     class Poisons(Replayed):
         def replay(self) -> None:

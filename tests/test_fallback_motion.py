@@ -77,12 +77,23 @@ def test_an_arm_that_takes_no_commands_may_be_moved_by_hand_and_is_held_where_it
 ) -> None:
     bench = Bench(ABSOLUTE, dt=0.05)
     bench.step(bench.reply(actions=((0.04, 0.0),)))
+    for _ in range(5):
+        bench.step(**changes, position=(0.2, 0.1))
     assert bench.step(**changes, position=(0.5, 0.3)).values == (0.5, 0.3), "not the set point of before"
     assert bench.step(**changes, position=None).values == ()
     assert bench.step(position=None).values == (), "nothing known: nothing is sent"
     assert bench.step(position=(0.6, 0.3)).values == (0.6, 0.3)
     assert bench.step(position=(0.59, 0.3)).values == (0.6, 0.3), "an arm that sags is not followed down"
     assert bench.step(reset=True, position=(0.7, 0.3)).values == (0.7, 0.3)
+
+
+def test_a_driver_s_hiccup_does_not_take_a_sagging_arm_down() -> None:
+    bench = Bench(ABSOLUTE, dt=0.05)
+    bench.step(bench.reply(actions=((0.04, 0.0),)), position=(0.0, 0.0))
+    held = bench.step(position=(0.0, -0.01)).values
+    for sag in range(2, 6):
+        assert bench.step(robot_ready=False, position=None).values == held
+        assert bench.step(position=(0.0, -0.01 * sag)).values == held
 
 
 def test_a_motion_begins_where_the_arm_is_measured_and_goes_on_from_its_set_points() -> None:

@@ -19,7 +19,7 @@ from PIL import Image as PillowImage
 from splitvla_edge.daemon.run import RunSettings
 from splitvla_edge.doctor_checks import CHECKS, CheckResult, DoctorSettings, Patient, Verdict, examine
 from splitvla_edge.fallback import Command, State
-from splitvla_edge.robots import find_world
+from splitvla_edge.robots import find_world, open_robot
 from splitvla_edge.robots.action_space import ActionSpace, Kind
 from splitvla_edge.robots.base import RobotState
 from splitvla_edge.robots.camera import LiveCamera
@@ -51,7 +51,12 @@ class connect:
     def opening(self): return 1.0
     def move_by(self, delta, gripper, latch): self.tell("move", delta, gripper, latch)
     def halt(self): self.tell("halt")
-    def disconnect(self): self.log.close()
+    def disconnect(self):
+        global closed
+        self.log.close()
+        closed += 1
+
+closed = 0
 """
 # The page's robot, with recorded frames for a camera.
 REPLAYED = """
@@ -76,7 +81,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
-    for name in ("my_arm", "my_driver", "broken"):
+    for name in ("my_arm", "my_driver", "broken", "bare"):
         sys.modules.pop(name, None)
 
 
@@ -234,6 +239,12 @@ def test_a_state_that_is_none_is_a_fault_that_names_the_robot(state: Callable[[]
         _device(state).read_state()
 
 
+@pytest.mark.parametrize("position", [(), (None,) * 7, (0.0,) * 3])
+def test_no_position_however_bad_hides_the_e_stop(position: Any) -> None:
+    """An arm without power may measure nothing that makes sense, and a fault would only hold."""
+    assert _device(lambda: RobotState(estop=True, position=position)).read_state() == RobotState(False, True)
+
+
 def test_what_a_driver_raises_is_a_fault_and_its_own_words_stay(capsys: pytest.CaptureFixture[str]) -> None:
     robot = _device(RobotState)
     with pytest.raises(RobotError, match="robot arm: apply raised TimeoutError: no answer"):
@@ -244,7 +255,27 @@ def test_what_a_driver_raises_is_a_fault_and_its_own_words_stay(capsys: pytest.C
     assert "robot arm: close raised ValueError: already closed" in capsys.readouterr().err
 
 
-def test_an_adapter_without_an_action_space_is_refused() -> None:
+def test_errors_of_our_own_tree_that_an_adapter_raises_are_faults_too() -> None:
+    """As of a camera that uses our `check_image`: they would end the run as if its settings were wrong."""
+
+    def wrong() -> object:
+        raise ConfigError("42")
+
+    with pytest.raises(RobotError, match="robot arm: read_state raised ConfigError: 42"):
+        _device(wrong).read_state()
+
+
+def test_an_adapter_without_an_action_space_is_closed_and_refused(folder: Path) -> None:
+    (folder / "bare.py").write_text(
+        "from my_arm import *\nclass Bare(MyArm):\n    action_space = None\n"
+        "BARE = RobotKind(ARM.camera, lambda settings, run_dir: Bare('x'))\n"
+    )
+    with pytest.raises(RobotError, match="action_space is None"):
+        open_robot(RunSettings(robot="bare:BARE"), 0.2, folder)
+    assert sys.modules["my_driver"].closed == 1
+
+
+def test_an_adapter_that_declares_no_action_space_is_refused() -> None:
     arm = Arm(RobotState)
     arm.action_space = None
     with pytest.raises(RobotError, match="action_space is None; expected an ActionSpace"):
@@ -289,6 +320,19 @@ def test_doctor_reads_the_robot_and_commands_nothing(folder: Path) -> None:
         "robot my_arm:ARM: robot raised ConnectionRefusedError: 192.168.1.10 refused",
     )
     assert _examined("robot").verdict is Verdict.SKIP
+
+
+def test_doctor_compares_what_the_robot_takes_with_what_the_model_gives(folder: Path, tiny_bundles: Path) -> None:
+    (folder / "bare.py").write_text(
+        "from my_arm import *\nclass Six(MyArm):\n"
+        "    action_space = ActionSpace(Kind.DELTA_EE, (-1.0,) * 6, (1.0,) * 6)\n"
+        "SIX = RobotKind(ARM.camera, lambda settings, run_dir: Six('x'))\n"
+    )
+    run = RunSettings(tiny_bundles / "edge", "localhost:1", robot="bare:SIX", unnorm_key="widowx_tiny")
+    patient = Patient(DoctorSettings(run))
+    found = {check.name: examine(patient, check) for check in CHECKS if check.name in ("robot", "bundle")}
+    assert (found["robot"].verdict, found["bundle"].verdict) == (Verdict.PASS, Verdict.FAIL)
+    assert found["bundle"].found == "the model gives 7 numbers an action, the robot takes 6"
 
 
 def test_doctor_says_when_reading_the_robot_leaves_no_time_for_a_tick(folder: Path) -> None:

@@ -92,7 +92,11 @@ def test_a_full_disk_does_not_hide_how_the_run_ended(
     assert f"{tmp_path}: {arm.applied} ticks in" in told.out
 
 
-def test_an_end_that_nobody_reads_leaves_the_exit_code_as_it_is(tmp_path: Path) -> None:
+def test_an_end_that_nobody_reads_leaves_the_exit_code_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a buffer, which the interpreter would fail to flush at its exit, with another code."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     frames, run_dir = tmp_path / "frames", tmp_path / "run"
     frames.mkdir()
     PillowImage.new("RGB", (8, 8)).save(frames / "1.png")

@@ -149,5 +149,11 @@ def test_only_passes_that_failed_one_after_another_have_the_gpu_taken_for_lost(
         if good is None:
             turn(worker, engine, [Tokens(RIGHT, 0.0, 0.0)])
     one([fault])
+    submit(worker, 3)
+    submit(worker, 4)
+    turn(worker, engine, [fault])
+    assert worker._faults == 0, "of the one that goes on an id was computed"
+    turn(worker, engine, [Tokens(RIGHT, 0.0, 0.0)])
+    one([fault])
     one([ServerFault("a logit is not finite")])  # no success, and nothing that a new process would mend for sure
     assert worker._faults == 1

@@ -99,7 +99,7 @@ def choose(
     held = list(running)
     for count, deadline in enumerate(deadlines[:room], start=1):
         before, after = now + cost.of(count - 1), now + cost.of(count)
-        # A frame that will be late is tried alone, not at the cost of others.
+        # A frame that will be late lengthens no pass for those chosen before it.
         if count > 1 and (deadline <= after or cost.of(count) > (count + 1) / 2 * cost.of(1)):
             return count - 1
         if len(running) * (cost.of(count) - cost.of(0)) > count * wait_s:

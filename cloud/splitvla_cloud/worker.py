@@ -230,7 +230,9 @@ class GpuWorker:
         for served in self._running.values():
             served.passes += 1
         results = [self._told(outcome) for outcome in outcomes]
-        computed = not any(isinstance(result, ServerFault) for result in results)
+        # Of frames that go on the pass has computed an id; what fails beside them fails alone.
+        going_on = len(outcomes) < len(self._running)
+        computed = going_on or not any(isinstance(result, ServerFault) for result in results)
         if computed or any(isinstance(result, Tokens) for result in results):
             self._faults = 0
         elif any(result is not outcome.result for result, outcome in zip(results, outcomes, strict=True)):

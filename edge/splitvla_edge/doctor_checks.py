@@ -97,6 +97,7 @@ class Patient:
     rungs: tuple[Rung, ...] = ()
     encoder: OnnxEncoder | None = None
     link: GrpcLink | None = None
+    robot_dims: int | None = None
     same_model: bool = False
     acts: bool = False
 
@@ -106,11 +107,12 @@ class Patient:
 
     @property
     def budget_ms(self) -> float:
-        """What an action may take, from the frame to the tick that executes it."""
+        """What a run allows an action: its call's deadline, and the age that its frame may have."""
         if self.settings.budget_s is not None:
             return self.settings.budget_s * 1e3
         chunk_length = 1 if self.bundle is None else self.bundle.spec.chunk_length
-        return self.run.fallback.max_age_s(self.run.dt_s, chunk_length) * 1e3
+        fallback = self.run.fallback
+        return min(fallback.max_age_s(self.run.dt_s, chunk_length) * 1e3, fallback.deadline_max_ms)
 
 
 class Skip(Exception):  # noqa: N818 - an outcome, not an error
@@ -145,6 +147,7 @@ def check_robot(patient: Patient) -> Finding:
         stack.callback(robot.close)
         times_ms = _timed_ms(patient, _STATE_READS, robot.read_state)
         state, space = robot.read_state(), robot.action_space
+    patient.robot_dims = space.dims
     median, slowest, period_ms = float(np.median(times_ms)), max(times_ms), run.dt_s * 1e3
     wrong = "e-stop pressed; " if state.estop else "not ready; " if not state.ready else ""
     found = f"{wrong}{space.kind.value} of {space.dims} numbers; state read in {median:.1f} ms, "
@@ -159,6 +162,9 @@ def check_bundle(patient: Patient) -> Finding:
     bundle = open_bundle(run.bundle, "edge")
     patient.tables, patient.rungs = read_ladder(bundle, run.scheme)
     patient.bundle = bundle
+    dims = read_edge_model(bundle, run.unnorm_key or _any_key(bundle)).statistics.dims
+    if patient.robot_dims not in (None, dims):
+        return Finding(False, f"the model gives {dims} numbers an action, the robot takes {patient.robot_dims}")
     found = f"{bundle.spec.name}, fingerprint {bundle.spec.fingerprint[:16]}, encoders {', '.join(encoders_of(bundle))}"
     found += f", payloads {', '.join(rung.name for rung in patient.rungs)}"
     return Finding(True, found)
@@ -261,11 +267,11 @@ class Check:
     remedy: str
 
 
-_ALLOW = "or allow more: fallback.max_age_ms"
+_ALLOW = "or allow more: fallback.max_age_ms (chunk_max_age_ms) and deadline_max_ms"
 CHECKS: tuple[Check, ...] = (
     Check("camera", check_camera, "check cable and power, that no other program holds it, and --device"),
     Check("robot", check_robot, "check power, network and e-stop of the robot, and its adapter; see docs/robots.md"),
-    Check("bundle", check_bundle, "copy the edge/ folder again, or split again; for a payload, see --scheme"),
+    Check("bundle", check_bundle, "copy edge/ again, or split again; see --scheme, --unnorm-key and the action space"),
     Check("encoder", check_provider, "use --provider cpu --encoder fp32; if that fails too, copy the bundle again"),
     Check(
         "encode time",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from splitvla_shared.errors import SplitVLAError
 
@@ -20,10 +22,29 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     arguments = parser.parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
+        return _run(parser.prog, command, arguments)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            _settle(stream)
+
+
+def _run(prog: str, command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    try:
         return command(arguments)
     except SplitVLAError as error:
         with contextlib.suppress(OSError):  # a terminal that is gone must not change the exit code
-            print(f"{parser.prog}: error: {error}", file=sys.stderr, flush=True)
+            print(f"{prog}: error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         return _INTERRUPTED
+
+
+def _settle(stream: TextIO) -> None:
+    """Of a stream that nobody reads any more: what is left in it goes nowhere. The interpreter would end with 120."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):  # ValueError: it is closed
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)

@@ -116,11 +116,14 @@ class Runner:
             self._cache.fill_with_noise()
         expected = self.run([trial])
         self._graphs[shape] = capture(lambda: self._compute([shape]))
-        if (found := self.run([trial])) != expected:
+        try:
+            if (found := self.run([trial])) != expected:
+                raise GraphDiffers(_difference(found, expected))
+        except (GraphDiffers, RuntimeError):  # of the replay itself, too: no graph serves that has not been tried
             del self._graphs[shape]
             for slot in trial.slots:  # whose keys and values the graph has written
                 self._cache.clear(slot)
-            raise GraphDiffers(_difference(found, expected))
+            raise
 
     def fit(self, shape: Shape) -> Shape:
         """The smallest captured shape that covers this one, or else the shape itself."""

@@ -14,7 +14,7 @@ from splitvla_cloud.split.prompt import prompt_template, suffix_token_id
 from splitvla_cloud.split.read_language import read_language
 from splitvla_cloud.split.read_vision import read_vision
 from splitvla_cloud.split.tensor_file import StoredTensor
-from splitvla_cloud.split.weights import check_nothing_else, check_required, find_tensors, never_read
+from splitvla_cloud.split.weights import check_nothing_else, check_plain, check_required, find_tensors, never_read
 from splitvla_shared.actions import parse_statistics
 from splitvla_shared.errors import BundleError, CheckpointError
 
@@ -54,6 +54,7 @@ class Checkpoint:
         """
         if not path.is_dir():
             raise CheckpointError(f"{path} is no folder; expected a downloaded Hugging Face checkpoint")
+        check_plain(path, *([adapter, adapter.resolve().parent] if adapter is not None else []))
         name = path.resolve().name
         config = Fields.read(path / "config.json")
         entries = find_tensors(path)

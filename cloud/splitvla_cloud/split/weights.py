@@ -13,6 +13,7 @@ from splitvla_shared.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_OFT_PARTS = ("action_head--*", "proprio_projector--*", "noisy_action_projector--*", "vision_backbone--*")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # Stored by the reference and never read by its forward pass: the pool, the last norm, buffers of old versions.
 _NEVER_READ = re.compile(
@@ -25,6 +26,21 @@ def shard_names(count: int) -> list[str]:
     if count == 1:
         return [SINGLE]
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def check_plain(*folders: Path) -> None:
+    """Of a checkpoint and its adapter. Raises CheckpointError where the answer is no sequence of action tokens.
+
+    OpenVLA-OFT saves its parts beside weights that look like any OpenVLA's, and reads an answer all at once, without a
+    causal mask (openvla-oft: vla-scripts/finetune.py, experiments/robot/openvla_utils.py): decoded token by token they
+    give actions that mean nothing.
+    """
+    parts = sorted(file for folder in folders for pattern in _OFT_PARTS for file in folder.glob(pattern))
+    if parts:
+        raise CheckpointError(
+            f"{parts[0].parent} holds an OpenVLA-OFT fine-tune ({parts[0].name}): its actions come from parallel"
+            " decoding, which is not supported; split a checkpoint that decodes token by token"
+        )
 
 
 def find_tensors(path: Path) -> dict[str, TensorEntry]:

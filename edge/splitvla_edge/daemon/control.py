@@ -19,6 +19,8 @@ from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.robots.base import Robot, RobotState
 from splitvla_shared.errors import RobotError
 
+_STALLED_S = 1.0  # after so long the end of a call may be among the messages that had no room in the socket
+
 
 class Peer(Protocol):
     """The perception process as the control loop sees it. No call waits or raises."""
@@ -113,7 +115,7 @@ class ControlLoop:
         state = self._read_robot()
         replies = self._receive()
         now = max(now, self._clock())  # a driver may take its time, in which actions grow older
-        self._watch_calls(now, replies)
+        self._watch_calls(now, replies, lateness_s)
         inputs = self._inputs(replies, state, lateness_s)
         if self._recorder is not None:
             self._recorder.before(now)
@@ -138,15 +140,22 @@ class ControlLoop:
             elif isinstance(message, FrameSeen):
                 self._frame_at, self.frames_seen = message.captured_at, message.index + 1
             elif isinstance(message, Ready):
-                self._ready, self._contract = message, ""
+                self._ready, self._contract = message, self._broken_by(message)
             elif isinstance(message, Contract):
                 self._contract = message.text
             elif isinstance(message, Exhausted):
                 self.exhausted = True
         return tuple(replies)
 
-    def _watch_calls(self, now: float, replies: tuple[Reply, ...]) -> None:
-        """A process that hangs in its encoder or driver is alive, holds the robot, and no reset would help."""
+    def _broken_by(self, ready: Ready) -> str:
+        """What of the contract; empty when the model gives what the robot takes."""
+        takes = self._machine.space.dims
+        return "" if ready.dims == takes else f"the model gives {ready.dims} numbers an action, the robot takes {takes}"
+
+    def _watch_calls(self, now: float, replies: tuple[Reply, ...], lateness_s: float) -> None:
+        """A process that hangs in a call is alive, holds the robot, and no reset would help."""
+        if lateness_s > _STALLED_S:
+            self._calling_since = None
         for reply in replies:
             if isinstance(reply, Asked):
                 self._calling_since = now

@@ -45,7 +45,7 @@ from splitvla_shared.limits import check_instruction
 
 # SIGHUP: the operator's session is lost, and with it whoever watches the arm.
 _SIGNALS = {signal.SIGINT: "stop", signal.SIGTERM: "stop", signal.SIGHUP: "stop", signal.SIGUSR1: "reset"}
-# These come more than once, and must not keep the log from its end; a second Ctrl-C breaks off what does not end.
+# These come more than once, and must not keep the log from its end. Ctrl-C may, once the loop has ended.
 _TO_THE_END = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -62,7 +62,8 @@ class RunSettings:
     forced-local asks no server, only the local policy acts.
     standby: a second perception process that takes over when the first one dies. off: none; started: it has begun, and
     loads the model when its turn comes; loaded: the model is loaded, in as much memory again.
-    hang_s: perception is killed, and another one takes its place, when a call takes longer than this; no encoder does.
+    hang_s: perception is killed, and another one takes its place, when a call takes this much longer than the longest
+    deadline; no encoder does.
     image_pipeline: none = the bundle's own. Names of pipelines and transforms: docs/images-and-actions.md.
     """
 
@@ -231,7 +232,8 @@ def _control(
         standby=settings.standby != STANDBY_OFF,
     )
     notices = Notices(sys.stderr)
-    loop = ControlLoop(machine, driven, supervisor, _emitter(log, notices), recorder=box, hang_s=settings.hang_s)
+    hang_s = settings.fallback.deadline_max_ms / 1e3 + settings.hang_s
+    loop = ControlLoop(machine, driven, supervisor, _emitter(log, notices), recorder=box, hang_s=hang_s)
     loop.requests = requests
 
     def give_up() -> None:

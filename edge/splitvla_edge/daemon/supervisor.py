@@ -201,8 +201,8 @@ class Supervisor(Generic[M]):
         return f"{killed_for} and ended with {code}" if killed_for else f"ended with {code}"
 
     def _kill(self, why: str) -> None:
-        self._killed_for = why
         if self._process is not None:
+            self._killed_for = why
             self._process.kill()
 
     def _run_once(self) -> int | None:

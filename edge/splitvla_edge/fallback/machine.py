@@ -58,6 +58,7 @@ class FallbackMachine:
         self._tick = 0
         self._now = -math.inf
         self._absolute = space.kind is Kind.ABSOLUTE
+        self._away_since = math.inf  # the robot takes no commands since then; inf: it does
         self._gripper, self._gripper_commanded = space.gripper_start, False
         self._stale, self._unready = Absence(), Absence()
         self.stale: bool = True
@@ -163,11 +164,15 @@ class FallbackMachine:
     def _see_robot(self, now: float, inputs: TickInputs) -> None:
         """A robot that takes no commands may be moved by hand or homing, and the scene may be another one after it."""
         if inputs.estop or not inputs.robot_ready or not inputs.enabled:
+            self._away_since = min(self._away_since, now)
+            away_s = now - self._away_since
             self._forget_scene(now)
-            if self._absolute:
+            if self._absolute and (inputs.estop or not inputs.enabled or away_s >= self.settings.ready_clear_ms / 1e3):
                 self.last_values = None
-        elif self._absolute and self.last_values is None:
-            # Once: a set point that follows an arm which sags below it would take the arm down, tick by tick.
+            return
+        self._away_since = math.inf
+        if self._absolute and self.last_values is None:
+            # Once, and not after a driver's hiccup: a set point that follows a sagging arm would take it down.
             self.last_values = self.space.set_point_at(inputs.position)
 
     def _absorb(self, now: float, inputs: TickInputs) -> None:

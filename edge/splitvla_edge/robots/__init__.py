@@ -5,6 +5,7 @@ NAME is a row of ROBOTS, WORLD:TASK for a simulated arm, or MODULE:NAME for a ro
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from splitvla_edge.robots.base import Camera, OpenedRobot, Robot
@@ -17,7 +18,7 @@ from splitvla_edge.robots.replay import CommandRecorder, ReplayCamera
 from splitvla_edge.robots.simulator.memory import FrameMemory, MemoryCamera
 from splitvla_edge.robots.simulator.robot import SimulatedRobot
 from splitvla_edge.robots.simulator.world import WorldKind
-from splitvla_shared.errors import ConfigError
+from splitvla_shared.errors import ConfigError, SplitVLAError
 
 __all__ = [
     *("ROBOTS", "WORLDS", "RobotKind", "RobotSettings"),
@@ -58,7 +59,7 @@ def open_camera(settings: RobotSettings, first_frame: int = 0, memory: Path | No
     """The camera of a robot. memory: where a simulated robot's pictures are. Raises ConfigError, RobotError."""
     if find_world(settings.robot) is None:
         kind = find_kind(settings.robot)
-        with faults(settings.robot, "camera"):
+        with faults(settings.robot, "camera", kept=SplitVLAError):
             return DeviceCamera(settings.robot, kind.camera(settings, first_frame))
     if memory is None:
         raise ConfigError(f"robot {settings.robot!r} has no camera outside of `run`")
@@ -70,8 +71,12 @@ def open_robot(settings: RobotSettings, dt_s: float, run_dir: Path) -> OpenedRob
     found = find_world(settings.robot)
     if found is None:
         kind = find_kind(settings.robot)
-        with faults(settings.robot, "robot"):
-            return DeviceRobot(settings.robot, kind.robot(settings, run_dir))
+        with faults(settings.robot, "robot", kept=SplitVLAError), contextlib.ExitStack() as on_error:
+            robot = kind.robot(settings, run_dir)
+            on_error.callback(robot.close)
+            device = DeviceRobot(settings.robot, robot)
+            on_error.pop_all()
+        return device
     world, _ = found
     world.check_machine()
     space = world.action_space(dt_s, settings.simulator.max_speed_m_s)

@@ -7,7 +7,7 @@ It can make the robot hold; only by not returning can it keep the control proces
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from splitvla_edge.daemon.episodes import Episode
 from splitvla_edge.daemon.operator_lines import say
@@ -46,14 +46,22 @@ class DeviceRobot:
             state = self._robot.read_state()
             if not isinstance(state, RobotState):
                 raise RobotError(f"robot {self._name}: read_state gave {state!r:.80}; expected a RobotState")
+            if state.estop:  # whatever else it says: a driver without power may measure nonsense, or nothing
+                with suppress(RobotError):
+                    return self._plain(state)
+                return RobotState(ready=False, estop=True)
+            return self._plain(state)
+
+    def _plain(self, state: RobotState) -> RobotState:
+        with faults(self._name, "read_state"):
             position = None if state.position is None else tuple(map(float, state.position))
-            if position is not None and len(position) != self._space.dims:
-                raise RobotError(
-                    f"robot {self._name}: read_state gave a position of {len(position)} numbers; its actions have "
-                    f"{self._space.dims}"
-                )
             gripper = None if state.gripper is None else float(state.gripper)
-            return RobotState(bool(state.ready), bool(state.estop), position, gripper, bool(state.enabled))
+        if position is not None and len(position) != self._space.dims:
+            raise RobotError(
+                f"robot {self._name}: read_state gave a position of {len(position)} numbers; its actions have "
+                f"{self._space.dims}"
+            )
+        return RobotState(bool(state.ready), bool(state.estop), position, gripper, bool(state.enabled))
 
     def apply(self, command: Command) -> None:
         """Raises RobotError."""
@@ -101,11 +109,11 @@ class DeviceCamera:
 
 
 @contextmanager
-def faults(name: str, call: str) -> Iterator[None]:
-    """What an adapter's `call` raises, as a RobotError that names its kind; errors of our own tree as they are."""
+def faults(name: str, call: str, kept: type[SplitVLAError] = RobotError) -> Iterator[None]:
+    """What an adapter's `call` raises, as a RobotError that names its kind; what is `kept` as it is."""
     try:
         yield
-    except SplitVLAError:
+    except kept:
         raise
     except Exception as error:  # a driver's own: its kind is all that we know of it
         raise RobotError(f"robot {name}: {call} raised {type(error).__name__}: {error}") from error
