@@ -58,6 +58,16 @@ def test_frames_share_a_pass_while_that_is_sooner_on_the_average_than_one_at_a_t
     assert choose(far, 0.0, 2, PassCost()) == 2
 
 
+def test_frames_whose_answers_take_further_passes_share_these_although_the_first_pass_gains_nothing() -> None:
+    """As on a GPU, where a prefill takes as long a frame for many as for one, and the six passes behind it do not."""
+    costs, far = cost(n0=0.003, n1=0.005, n2=0.010, n3=0.015), [math.inf] * 3
+    costs.learn_answer(1)
+    assert choose(far, 0.0, 8, costs) == 1, "the drafts were right: there is nothing to share"
+    for _ in range(30):
+        costs.learn_answer(7)
+    assert choose(far, 0.0, 8, costs) == 3
+
+
 def test_nobody_is_made_late_by_company() -> None:
     costs = cost(n0=0.2, n1=1.0, n2=1.2)
     assert choose([1.1, 9.0], 0.0, 8, costs) == 1

@@ -92,15 +92,15 @@ def choose(
     A deadline here is that of the pass: what is left of an answer after it has been taken off.
 
     One more is taken while there is room, while that makes nobody late who would not be late anyway (of those chosen
-    and of those `running`), while it will itself be in time with the others, while the whole pass ends before the
-    frames, one at a time, would have on the average, and while the running ones, who wait for it, lose less time by it
-    than the new ones gain, who would else wait for `wait_s` until those are done.
+    and of those `running`), while it will itself be in time with the others, while the answers of all are there before
+    those of the frames, one at a time, would be on the average, and while the running ones, who wait for it, lose less
+    time by it than the new ones gain, who would else wait for `wait_s` until those are done.
     """
-    held = list(running)
+    held, rest_s = list(running), cost.rest(1)  # the further passes of an answer serve all that share them
     for count, deadline in enumerate(deadlines[:room], start=1):
         before, after = now + cost.of(count - 1), now + cost.of(count)
         # A frame that will be late lengthens no pass for those chosen before it.
-        if count > 1 and (deadline <= after or cost.of(count) > (count + 1) / 2 * cost.of(1)):
+        if count > 1 and (deadline <= after or cost.of(count) + rest_s > (count + 1) / 2 * (cost.of(1) + rest_s)):
             return count - 1
         if len(running) * (cost.of(count) - cost.of(0)) > count * wait_s:
             return count - 1

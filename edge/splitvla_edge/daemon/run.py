@@ -89,7 +89,7 @@ class RunSettings:
     tls_key: Path | None = None
     mode: Literal["normal", "shadow", "forced-local"] = "normal"
     standby: Literal["off", "started", "loaded"] = STANDBY_STARTED
-    hang_s: float = 10.0
+    hang_s: float = 3.0
     fallback: FallbackSettings = field(default_factory=FallbackSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     camera: CameraSettings = field(default_factory=CameraSettings)
