@@ -60,6 +60,16 @@ class FakeServicer(rpc.InferenceServicer):
         return self.infer(request, context)
 
 
+def highest_bins(spec: ModelSpec) -> FakeServicer:
+    """Serves that model's spec and answers with the token of the highest bin in every dimension."""
+
+    def highest(request: pb.InferRequest, _: grpc.ServicerContext) -> pb.InferReply:
+        ids = [spec.action_vocab_size - 1] * request.action_dims
+        return pb.InferReply(sequence=request.sequence, tokens=pb.ActionTokens(ids=ids))
+
+    return FakeServicer(highest, description(spec))
+
+
 @contextlib.contextmanager
 def serving(
     servicer: rpc.InferenceServicer, port: int = 0, credentials: grpc.ServerCredentials | None = None

@@ -24,7 +24,7 @@ from splitvla_shared.errors import ConfigError, ObservationError
 from splitvla_shared.spec import ModelSpec
 from splitvla_shared.wire import inference_pb2 as pb
 from tests.daemons import Daemon, moving
-from tests.fake_server import FakeServicer, description, serving
+from tests.fake_server import FakeServicer, description, highest_bins, serving
 
 HZ = 20.0
 
@@ -41,13 +41,7 @@ def frames(tmp_path: Path) -> Path:
 @pytest.fixture
 def servicer(tiny_bundles: Path) -> FakeServicer:
     """Serves the tiny model's spec and answers with the token of the highest bin in every dimension."""
-    spec = open_bundle(tiny_bundles / "edge", "edge").spec
-
-    def answer(request: pb.InferRequest, _: grpc.ServicerContext) -> pb.InferReply:
-        ids = [spec.action_vocab_size - 1] * request.action_dims
-        return pb.InferReply(sequence=request.sequence, tokens=pb.ActionTokens(ids=ids))
-
-    return FakeServicer(answer, description(spec))
+    return highest_bins(open_bundle(tiny_bundles / "edge", "edge").spec)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
@@ -28,9 +27,8 @@ from splitvla_edge.robots.kinds import RobotKind
 from splitvla_edge.robots.own import own_kind
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.errors import ConfigError, RobotError
-from splitvla_shared.wire import inference_pb2 as pb
 from tests.daemons import Daemon, moving
-from tests.fake_server import FakeServicer, description, serving
+from tests.fake_server import highest_bins, serving
 
 DOCS = (Path(__file__).resolve().parent.parent / "docs" / "robots.md").read_text(encoding="utf-8")
 # The driver that the page leaves to the reader: writes down what it is told, and fails while a file is there.
@@ -88,13 +86,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def server(tiny_bundles: Path) -> Iterator[str]:
     """Answers with the token of the highest bin in every dimension."""
-    spec = open_bundle(tiny_bundles / "edge", "edge").spec
-
-    def answer(request: pb.InferRequest, _: grpc.ServicerContext) -> pb.InferReply:
-        ids = [spec.action_vocab_size - 1] * request.action_dims
-        return pb.InferReply(sequence=request.sequence, tokens=pb.ActionTokens(ids=ids))
-
-    with serving(FakeServicer(answer, description(spec))) as address:
+    with serving(highest_bins(open_bundle(tiny_bundles / "edge", "edge").spec)) as address:
         yield address
 
 

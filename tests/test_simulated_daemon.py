@@ -8,7 +8,6 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import pytest
 
 from benchmarks.link import LinkProxy
@@ -22,9 +21,8 @@ from splitvla_edge.robots.simulator.robot import PICTURES, SimulatedRobot
 from splitvla_edge.robots.simulator.world import SimulatorSettings
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.errors import ConfigError
-from splitvla_shared.wire import inference_pb2 as pb
 from tests.daemons import Daemon, moving
-from tests.fake_server import FakeServicer, description, serving
+from tests.fake_server import highest_bins, serving
 from tests.local_graphs import metadata, write_local_policy
 from tests.sim_fakes import needs_world
 
@@ -32,13 +30,7 @@ from tests.sim_fakes import needs_world
 @pytest.fixture
 def server(tiny_bundles: Path) -> Iterator[str]:
     """Answers with the token of the highest bin in every dimension."""
-    spec = open_bundle(tiny_bundles / "edge", "edge").spec
-
-    def answer(request: pb.InferRequest, _: grpc.ServicerContext) -> pb.InferReply:
-        ids = [spec.action_vocab_size - 1] * request.action_dims
-        return pb.InferReply(sequence=request.sequence, tokens=pb.ActionTokens(ids=ids))
-
-    with serving(FakeServicer(answer, description(spec))) as address:
+    with serving(highest_bins(open_bundle(tiny_bundles / "edge", "edge").spec)) as address:
         yield address
 
 

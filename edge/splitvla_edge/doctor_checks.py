@@ -75,10 +75,6 @@ class DoctorSettings:
     budget_s: float | None = None
 
 
-def _open_camera(run: RunSettings) -> Camera:
-    return open_camera(run)
-
-
 def _open_robot(run: RunSettings, folder: Path) -> OpenedRobot:
     return open_robot(run, run.dt_s, folder)
 
@@ -88,7 +84,7 @@ class Patient:
     """The parts under examination. Owned by one `doctor` run; the checks fill it in their order."""
 
     settings: DoctorSettings
-    open_camera: Callable[[RunSettings], Camera] = _open_camera
+    open_camera: Callable[[RunSettings], Camera] = open_camera
     open_robot: Callable[[RunSettings, Path], OpenedRobot] = _open_robot
     clock: Callable[[], float] = time.monotonic
     pause: Callable[[float], None] = time.sleep

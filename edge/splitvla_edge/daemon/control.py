@@ -227,10 +227,7 @@ class ControlLoop:
         )
 
     def _stop_robot(self) -> None:
-        try:
-            self._robot.stop()
-        except RobotError as error:
-            self.stop_fault = str(error)
+        self.stop_fault = "; ".join(_fault_of(self._robot.stop))
 
 
 def _fault_of(call: Callable[[], None]) -> list[str]:
