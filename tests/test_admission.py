@@ -28,10 +28,14 @@ def test_an_unknown_cost_is_tried_and_a_known_one_is_a_running_mean() -> None:
 def test_what_is_usual_is_what_nine_of_ten_recent_passes_took_and_is_forgotten_with_them() -> None:
     found = PassCost()
     assert found.usual(0.0) == 0.0
-    for number in range(11):
-        found.learn(1, number / 10, 0.0)
-    assert (found.floor(0.0), found.usual(0.0)) == (0.0, 0.9)
-    assert found.usual(10.0) == 0.0
+    for _ in range(10):
+        found.learn(1, 1.0, 0.0)
+        found.learn(4, 4.0, 0.0)
+    assert (found.usual(0.0), found.spread(0.0)) == (1.0, 1.0), "four take four times as long, which is no spread"
+    for _ in range(4):
+        found.learn(1, 2.0, 0.0)
+    assert found.usual(0.0) == pytest.approx(2.0)
+    assert found.usual(10.0) == found.of(1) < 2.0
 
 
 def test_a_pass_in_which_the_process_stood_still_has_no_frame_refused() -> None:
@@ -43,6 +47,11 @@ def test_a_pass_in_which_the_process_stood_still_has_no_frame_refused() -> None:
     assert costs.of(1) == 0.05
 
 
+def test_a_first_pass_with_a_new_frame_is_believed_however_much_longer_it_is_than_one_without() -> None:
+    costs = cost(n0=0.002, n1=0.024, n2=0.048)
+    assert [costs.of(frames) for frames in (0, 1, 2)] == [0.002, 0.024, 0.048]
+
+
 def test_a_second_slow_pass_in_a_row_is_believed() -> None:
     costs = cost(n1=0.1)
     for number in range(3):
@@ -51,11 +60,20 @@ def test_a_second_slow_pass_in_a_row_is_believed() -> None:
     assert costs.of(1) == pytest.approx(0.1 + 0.2 * 0.9 + 0.2 * (1.0 - 0.28))
 
 
-def test_frames_share_a_pass_while_that_is_sooner_on_the_average_than_one_at_a_time() -> None:
+def test_so_many_frames_share_a_pass_as_have_all_of_them_answered_soonest_on_the_average() -> None:
     far = [math.inf] * 3
-    assert choose(far, 0.0, 8, cost(n1=1.0, n2=1.4, n3=1.9)) == 3
-    assert choose(far, 0.0, 8, cost(n1=1.0, n2=1.6)) == 1
+    assert choose(far, 0.0, 8, cost(n1=1.0, n2=1.2, n3=1.5)) == 3
+    assert choose(far, 0.0, 8, cost(n1=1.0, n2=1.4, n3=1.9)) == 2, "and the third behind them"
+    assert choose(far, 0.0, 8, cost(n1=1.0, n2=2.0, n3=3.0)) == 1
     assert choose(far, 0.0, 2, PassCost()) == 2
+
+
+def test_the_longer_the_queue_the_more_share_a_pass_because_that_frees_the_gpu_sooner() -> None:
+    """A small model on a CPU: a prefill a frame, and six passes for whoever is there."""
+    costs = cost(n0=0.002, **{f"n{frames}": 0.024 * frames for frames in range(1, 17)})
+    for _ in range(30):
+        costs.learn_answer(7)
+    assert [choose([math.inf] * waiting, 0.0, 16, costs) for waiting in (1, 2, 8, 32)] == [1, 1, 2, 4]
 
 
 def test_frames_whose_answers_take_further_passes_share_these_although_the_first_pass_gains_nothing() -> None:
@@ -99,7 +117,8 @@ def test_new_frames_wait_for_the_running_ones_where_these_lose_more_by_company_t
     costs = cost(n0=0.1, n1=0.4, n2=0.5)
     far = [math.inf] * 2
     assert choose(far, 0.0, 8, costs, running=[9.0], wait_s=0.5) == 2
-    assert choose(far, 0.0, 8, costs, running=[9.0, 9.0], wait_s=0.5) == 0
+    assert choose(far, 0.0, 8, costs, running=[9.0] * 4, wait_s=0.5) == 0, "four lose 0.3 s, two gain 0.5 s"
+    assert choose([math.inf] * 3, 0.0, 8, costs, running=[9.0] * 4, wait_s=0.5) == 1, "one after the other"
     assert choose(far, 0.0, 8, costs, running=[9.0], wait_s=0.0) == 0
     assert choose(far, 0.0, 8, costs, wait_s=0.0) == 2, "nobody runs"
 

@@ -63,3 +63,15 @@ def test_engines_that_take_minutes_are_kept_where_the_robot_s_unit_may_write() -
     assert service["ProtectHome"] == "true"
     name, _, value = service["Environment"].partition("=")
     assert user_cache_root({name: value}) == Path("/var/cache") / service["CacheDirectory"]
+
+
+def test_what_the_server_compiles_is_kept_where_its_unit_may_write() -> None:
+    service = _service(CLOUD_UNIT)
+    home = f"/var/cache/{service['CacheDirectory']}"
+    set_there = dict(pair.split("=", 1) for pair in service["Environment"].split())
+    assert set(set_there) == {"XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"}
+    assert all(folder.startswith(home) for folder in set_there.values())
+
+
+def test_the_server_s_example_settings_never_serve_on_a_cpu_because_the_driver_is_late() -> None:
+    assert load_config(ServerSettings, ROOT / "cloud/deploy/cloud.toml").device == "cuda"

@@ -215,7 +215,10 @@ def test_captured_passes_of_larger_shapes_give_the_same_tokens(backbone: Backbon
     """What a GPU would run: padded to a captured length and batch, idle sequences in the spare slot."""
     twin, made = graphed(backbone), list[Replayed]()
     assert twin.engine.capture([319], DIMS, lambda compute: Replayed(compute, made)) == len(made) == 9
-    assert twin.engine._runner.fit(Shape(3, 290, DIMS)) == Shape(4, 320, DIMS)
+    fit = twin.engine._runner.fit
+    assert fit(Shape(4, 290, DIMS)) == Shape(4, 320, DIMS)
+    assert fit(Shape(3, 290, DIMS)) == Shape(3, 290, DIMS), "a quarter more rows cost more than a graph saves"
+    assert fit(Shape(3, 1, 1, 300)).batch == 4, "but few rows cost what one does"
     for case in cases:
         for draft in ((), case.tokens):
             assert twin.infer(case.prompt, case.patches, DIMS, draft).ids == case.tokens
@@ -320,6 +323,42 @@ def test_a_graph_is_tried_on_a_cache_that_holds_something(backbone: Backbone) ->
     twin, made = graphed(backbone), list[Replayed]()
     assert twin.engine.capture([320], DIMS, lambda compute: ReadsNothing(compute, made)) == 3, "prefills read no cache"
     assert len(made) == 9
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),  # the driver's: a kernel's module, a graph's launch
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+    ],
+)
+def test_a_frame_without_memory_gives_it_back_and_leaves_nothing_that_the_next_one_reads(
+    backbone: Backbone, cases: list[Case], monkeypatch: pytest.MonkeyPatch, error: Exception, says: bool
+) -> None:
+    cache, tries = backbone.engine._cache, []
+
+    def scarce(rectangles: list[object]) -> object:
+        cache._values.fill_(math.nan)  # what its first layers wrote before memory was short
+        raise error
+
+    def empty_cache() -> None:
+        tries.append(True)
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    kept = cache._keys.clone(), cache._values.clone()
+    with monkeypatch.context() as patched:
+        patched.setattr(backbone.engine._runner, "run", scarce)
+        ((_, result),) = served(backbone, [cases[0].frame()]).items()
+    cleared = torch.isfinite(cache._values[0]).flatten(1).all(dim=1).sum()
+    cache._keys[:], cache._values[:] = kept
+    assert isinstance(result, Exception)
+    assert ("out of memory on cpu" in str(result)) is says
+    assert bool(tries) is says
+    assert cleared == cache._stride
 
 
 def test_what_a_pass_without_memory_had_computed_is_freed_before_the_next_try(

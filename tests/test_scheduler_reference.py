@@ -18,10 +18,11 @@ Leaving = set[tuple[int, type[LinkError]]]  # id of the ticket, and why
 
 @dataclass(slots=True)
 class Session:
-    """What a session has done since it was last forgotten. turns: when it was served, counted in takes of anyone."""
+    """What a session has done since it was last forgotten. arrivals, turns: when, counted in takes of anyone."""
 
     newest: int
     seen: float
+    arrivals: list[int] = field(default_factory=list)
     turns: list[int] = field(default_factory=list)
 
 
@@ -30,7 +31,7 @@ class Reference:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.waiting: list[tuple[Ticket[str], int]] = []  # and how many takes there had been when its session came
+        self.waiting: list[Ticket[str]] = []
         self.sessions: dict[int, Session] = {}
         self.taken = 0
         self.passes: list[tuple[int, float, float]] = []  # frames, seconds, when it ended; those that are believed
@@ -40,20 +41,19 @@ class Reference:
         self.sessions = {n: known for n, known in self.sessions.items() if now - known.seen <= SESSION_WINDOW_S}
         known = self.sessions.setdefault(ticket.session, Session(ticket.sequence, now))
         known.newest, known.seen = max(known.newest, ticket.sequence), now
+        known.arrivals.append(self.taken)
         if ticket.sequence < known.newest:
             return Superseded
         if ticket.deadline <= now:
             return DeadlineMissed
         leaving = self.expire(now)
-        since = self.taken
-        older = [pair for pair in self.waiting if pair[0].session == ticket.session]
+        older = [other for other in self.waiting if other.session == ticket.session]
         if not older and len(self.waiting) == self.limit:
             return Overloaded
-        for pair in older:
-            self.waiting.remove(pair)
-            leaving.add((id(pair[0]), Superseded))
-            since = pair[1]
-        self.waiting.append((ticket, since))
+        for other in older:
+            self.waiting.remove(other)
+            leaving.add((id(other), Superseded))
+        self.waiting.append(ticket)
         return leaving
 
     def take(self, now: float, room: int, running: Sequence[float]) -> tuple[list[Ticket[str]], Leaving]:
@@ -61,39 +61,60 @@ class Reference:
         alone = [] if any(frames == 1 for frames, _ in recent) else [self.cost(1)]
         least = min([*alone, *(seconds for _, seconds in recent)]) if recent else 0.0
         leaving = self.expire(now + least)
-        order = sorted(
-            self.waiting, key=lambda pair: (self.has_had_its_turn(pair[0]), pair[0].deadline, pair[0].queued_at)
-        )
-        deadlines = [ticket.deadline for ticket, _ in order]
-        sizes = range(1, min(room, len(order)) + 1)
-        count = max(takewhile(lambda size: self.may_grow_to(size, deadlines, now, running), sizes), default=0)
-        for ticket, since in order[:count]:
+        shares = sorted(seconds / self.cost(frames) for frames, seconds in recent if self.cost(frames))
+        spread = max(1.0, shares[int(0.9 * (len(shares) - 1))]) if shares else 1.0
+        safe = now + self.cost(1) * spread
+        patient = [self.since(ticket) for ticket in self.waiting if ticket.deadline > safe]
+
+        def rank(ticket: Ticket[str]) -> tuple[bool, bool, float, float]:
+            turns = self.sessions[ticket.session].turns if ticket.session in self.sessions else []
+            has_had_its_turn = any(turn >= since for turn in turns for since in patient)
+            return ticket.deadline <= safe, has_had_its_turn, ticket.deadline, ticket.queued_at
+
+        order = sorted(self.waiting, key=rank)
+        deadlines = [ticket.deadline for ticket in order]
+        sizes = range(1, min(room, len(order), self.share(len(order), room)) + 1)
+        count = max(takewhile(lambda size: self.may_grow_to(size, deadlines, now, running, spread), sizes), default=0)
+        for ticket in order[:count]:
             if known := self.sessions.get(ticket.session):
                 known.turns.append(self.taken)
             self.taken += 1
-            self.waiting.remove((ticket, since))
-        return [ticket for ticket, _ in order[:count]], leaving
+            self.waiting.remove(ticket)
+        return order[:count], leaving
 
     def passed(self, frames: int, seconds: float, now: float) -> None:
         """More than five times as long as expected is believed only after another such pass."""
-        too_long = 0 < 5 * self.cost(frames) < seconds
+        alike = [self.cost(number) for number, _, _ in self.passes if number <= frames and (number > 0) == (frames > 0)]
+        too_long = 0 < 5 * max(alike, default=0.0) < seconds
         self.doubted_the_last = too_long and not self.doubted_the_last
         if not self.doubted_the_last:
             self.passes.append((frames, seconds, now))
 
-    def has_had_its_turn(self, ticket: Ticket[str]) -> bool:
-        """While someone waited who still waits."""
-        known = self.sessions.get(ticket.session)
-        return known is not None and any(turn >= since for turn in known.turns for _, since in self.waiting)
+    def since(self, ticket: Ticket[str]) -> int:
+        """Its session's first arrival that has not had its turn, counted in takes."""
+        if (known := self.sessions.get(ticket.session)) is None:
+            return self.taken
+        return min(arrival for arrival in known.arrivals if arrival > max(known.turns, default=-1))
 
-    def may_grow_to(self, size: int, deadlines: Sequence[float], now: float, running: Sequence[float]) -> bool:
-        """Sooner than one at a time on the average, in time itself, and nobody late by it who was not before."""
-        if size > 1 and self.cost(size) > (size + 1) / 2 * self.cost(1):
+    def share(self, waiting: int, room: int) -> int:
+        """So many at a time have all of them answered soonest on the average, a twentieth sooner than alone."""
+
+        def mean_s(size: int) -> float:
+            batches = [min(size, waiting - begun) for begun in range(0, waiting, size)]
+            ends_s = [sum(map(self.cost, batches[: number + 1])) for number in range(len(batches))]
+            return round(sum(count * end for count, end in zip(batches, ends_s, strict=True)) / waiting, 6)
+
+        best = min(range(1, min(waiting, room) + 1), key=lambda size: (mean_s(size), -size), default=0)
+        return best if best and mean_s(best) <= 0.95 * mean_s(1) else min(best, 1)
+
+    def may_grow_to(
+        self, size: int, deadlines: Sequence[float], now: float, running: Sequence[float], spread: float
+    ) -> bool:
+        """In time itself, and nobody late by it who was not before."""
+        before, after = now + spread * self.cost(size - 1), now + spread * self.cost(size)
+        if size > 1 and deadlines[size - 1] <= after:
             return False
-        if size > 1 and deadlines[size - 1] <= now + self.cost(size):
-            return False
-        company = [*running, *deadlines[: size - 1]]
-        return not any(now + self.cost(size - 1) <= end < now + self.cost(size) for end in company)
+        return not any(before <= end < after for end in [*running, *deadlines[: size - 1]])
 
     def cost(self, frames: int) -> float:
         """Running means by number of frames; the dearest of those that are no larger."""
@@ -104,9 +125,9 @@ class Reference:
         return max((mean for number, mean in means.items() if number <= frames), default=0.0)
 
     def expire(self, before: float) -> Leaving:
-        late = [pair for pair in self.waiting if pair[0].deadline <= before]
-        self.waiting = [pair for pair in self.waiting if pair not in late]
-        return {(id(ticket), DeadlineMissed) for ticket, _ in late}
+        late = [ticket for ticket in self.waiting if ticket.deadline <= before]
+        self.waiting = [ticket for ticket in self.waiting if ticket not in late]
+        return {(id(ticket), DeadlineMissed) for ticket in late}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +180,11 @@ def test_random_arrivals_cancels_and_deadlines_go_as_in_the_reference_scheduler(
             reference.passed(event.number % 5, abs(event.left), now)
         elif offered:
             ticket = offered[event.number % len(offered)]
-            here = [pair for pair in reference.waiting if pair[0] is ticket]
-            reference.waiting = [pair for pair in reference.waiting if pair not in here]
-            assert queue.cancel(ticket) == bool(here)
+            here = ticket in reference.waiting
+            reference.waiting = [other for other in reference.waiting if other is not ticket]
+            assert queue.cancel(ticket) == here
         assert len(queue) == len(reference.waiting)
-    assert {id(ticket) for ticket in queue.drain()} == {id(ticket) for ticket, _ in reference.waiting}
+    assert {id(ticket) for ticket in queue.drain()} == {id(ticket) for ticket in reference.waiting}
 
 
 def offer(queue: FrameQueue[str], ticket: Ticket[str], now: float) -> Leaving | type[LinkError]:

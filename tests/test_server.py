@@ -349,6 +349,35 @@ def test_a_second_signal_stops_at_once(tiny_bundles: Path) -> None:
         assert process.wait(WAIT_S) == 0
 
 
+_STILL_LOADING = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+from splitvla_cloud import __main__ as command, server
+
+def load(bundle, settings):  # as transformers does it: every tensor is a job of a pool, queued at once
+    pool = ThreadPoolExecutor(1)
+    jobs = [pool.submit(time.sleep, 600) for _ in range(3)]
+    print("loading", flush=True)
+    jobs[0].result()
+
+server.serve.__defaults__ = (load,)
+command.run()
+"""
+
+
+def test_a_signal_while_the_model_loads_ends_the_process_and_not_only_its_port(tiny_bundles: Path) -> None:
+    command = ["serve", "--bundle", str(tiny_bundles / "cloud"), "--precision", "fp32", "--listen", "127.0.0.1:0"]
+    process = subprocess.Popen([sys.executable, "-c", _STILL_LOADING, *command], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        assert any(line == "loading\n" for line in process.stdout)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT_S) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_a_pass_that_hangs_is_told_by_health_until_it_ends(bundle: Bundle) -> None:
     backbone = FakeBackbone(held=True)
 

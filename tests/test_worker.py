@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
@@ -11,7 +12,7 @@ import pytest
 
 from splitvla_cloud.engine.interface import Frame, Outcome, Tokens
 from splitvla_cloud.worker import GpuWorker, Served
-from splitvla_shared.errors import EarlyStop, RequestRejected, ServerFault
+from splitvla_shared.errors import DeadlineMissed, EarlyStop, Overloaded, RequestRejected, ServerFault
 
 DIMS = 7
 RIGHT = (5,) * DIMS
@@ -70,15 +71,20 @@ def worker(engine: Scripted) -> GpuWorker:
 
 
 def submit(
-    worker: GpuWorker, session: int, *, dims: int = DIMS, draft: tuple[int, ...] = (), sequence: int = 1
+    worker: GpuWorker,
+    session: int,
+    *,
+    dims: int = DIMS,
+    draft: tuple[int, ...] = (),
+    sequence: int = 1,
+    deadline: float = math.inf,
 ) -> Future[Served]:
-    frame = Frame(session, sequence, (1, 2), np.zeros((2, 4), np.float32), dims, float("inf"), draft)
-    return worker.submit(frame)
+    return worker.submit(Frame(session, sequence, (1, 2), np.zeros((2, 4), np.float32), dims, deadline, draft))
 
 
 def turn(worker: GpuWorker, engine: Scripted, ends_with: Sequence[Tokens | Exception] = ()) -> None:
     engine.ends_with = ends_with
-    assert worker._turn(engine)
+    assert worker.turn(engine)
 
 
 def test_a_frame_that_was_refused_is_no_part_of_what_a_pass_cost(worker: GpuWorker, engine: Scripted) -> None:
@@ -157,3 +163,44 @@ def test_only_passes_that_failed_one_after_another_have_the_gpu_taken_for_lost(
     one([fault])
     one([ServerFault("a logit is not finite")])  # no success, and nothing that a new process would mend for sure
     assert worker._faults == 1
+
+
+def test_a_frame_that_nobody_waits_for_leaves_the_gpu_after_the_running_pass(
+    worker: GpuWorker, engine: Scripted
+) -> None:
+    gone, late, waits = submit(worker, 1), submit(worker, 2, deadline=engine.now + 0.45), submit(worker, 3)
+    turn(worker, engine)
+    assert [frame.session for frame in engine.inside] == [2, 1, 3]
+    gone.cancel()
+    turn(worker, engine)
+    assert [frame.session for frame in engine.inside] == [2, 3], "its deadline passes during this pass"
+    turn(worker, engine)
+    assert [frame.session for frame in engine.inside] == [3]
+    with pytest.raises(DeadlineMissed, match=r"^frame 1: its deadline passed after 500 ms on the GPU$"):
+        late.result(0)
+    turn(worker, engine, [Tokens(RIGHT, 0.0, 0.0)])
+    assert waits.result(0).tokens.ids == RIGHT
+
+
+def test_who_finds_the_queue_full_is_told_to_come_back_when_half_of_it_is_done(
+    worker: GpuWorker, engine: Scripted
+) -> None:
+    for session in range(8):
+        submit(worker, session)
+    with pytest.raises(Overloaded) as caught:
+        submit(worker, 8)
+    assert caught.value.retry_after_s == pytest.approx(4 * 0.4)
+
+
+def test_no_frame_is_left_without_an_answer_where_taking_one_in_ends_the_thread(
+    worker: GpuWorker, engine: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def admit(frame: Frame) -> None:
+        raise AssertionError("a slip of ours")
+
+    monkeypatch.setattr(engine, "admit", admit)
+    futures = [submit(worker, session) for session in (1, 2)]
+    with pytest.raises(AssertionError):
+        turn(worker, engine)
+    assert [frame.session for frame in worker._running] == [1, 2], "whom the thread's end answers"
+    assert not any(future.done() for future in futures)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from splitvla_cloud.worker import GPU_THREAD
 from splitvla_shared import __version__
 from splitvla_shared.command_line import run_command
 from splitvla_shared.config import describe_config, load_config
@@ -27,6 +30,18 @@ _SERVE_OPTIONS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, or the error's own after one line on standard error."""
     return run_command(build_parser(), argv)
+
+
+def run() -> None:
+    """The process: `main`, and its end at once where the GPU's thread still loads or hangs.
+
+    The interpreter would wait until the threads beside it have read the whole checkpoint, and then stop that one in the
+    middle of torch, which aborts the process.
+    """
+    code = main()
+    if any(thread.name == GPU_THREAD for thread in threading.enumerate()):
+        os._exit(code)
+    sys.exit(code)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -228,4 +243,4 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -2,9 +2,10 @@
 
 Rules of this file: no clock and no thread; `now` and deadlines are monotonic seconds of this machine. A frame that
 leaves the queue without being taken leaves it with the error that its caller is told. The earliest deadline goes first,
-but a session that has had its turn does not overtake a frame that was waiting then: a frame waits for at most one frame
-of each other session, however fast and urgent that one sends. A frame that will hardly be in time, as passes go, lets
-those go first that will: it is tried when nothing better is there.
+but a session that has had its turn does not overtake one that was waiting then: it waits for at most one frame of each
+other session, however fast and urgent that one sends, and it goes on waiting when its frame ends unserved and the next
+one comes. A frame that will hardly be in time, as passes go, lets those go first that will: it is tried when nothing
+better is there, and nobody waits for it.
 """
 
 from __future__ import annotations
@@ -49,19 +50,15 @@ class Dropped(Generic[T]):
 
 @dataclass(slots=True)
 class _Session:
-    """newest: highest sequence so far. seen: when it came. turn: number of the last take that served this session."""
+    """newest: highest sequence so far. seen: when it came. turn: number of the last take that served this session.
+
+    since: takes when it began to wait for a turn, whatever became of its frames since; None when it has had one.
+    """
 
     newest: int
     seen: float
     turn: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting(Generic[T]):
-    """since: number of takes when the session began to wait; a newer frame inherits its predecessor's place."""
-
-    ticket: Ticket[T]
-    since: int
+    since: int | None = None
 
 
 class FrameQueue(Generic[T]):
@@ -72,7 +69,7 @@ class FrameQueue(Generic[T]):
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._queued: dict[int, _Waiting[T]] = {}
+        self._queued: dict[int, Ticket[T]] = {}
         self._sessions: OrderedDict[int, _Session] = OrderedDict()  # the oldest arrival first
         self._turns = 0
 
@@ -91,14 +88,12 @@ class FrameQueue(Generic[T]):
         if ticket.deadline <= now:
             raise DeadlineMissed(f"frame {ticket.sequence}: its deadline had passed when it reached the queue")
         dropped = self._drop_expired(now)
-        since = self._turns
         if older := self._queued.pop(ticket.session, None):
-            since, sequence = older.since, older.ticket.sequence
-            dropped.append(Dropped(older.ticket, Superseded(f"frame {sequence}: frame {newest} took its place")))
+            dropped.append(Dropped(older, Superseded(f"frame {older.sequence}: frame {newest} took its place")))
         elif len(self._queued) >= self._limit:
             # Nothing expired, or there would be room: no dropped frame is lost by raising here.
             raise Overloaded(f"frame {ticket.sequence}: {self._limit} frames wait for the GPU already; slow down")
-        self._queued[ticket.session] = _Waiting(ticket, since)
+        self._queued[ticket.session] = ticket
         return dropped
 
     def take(
@@ -121,21 +116,20 @@ class FrameQueue(Generic[T]):
         for ticket in taken:
             self._turns += 1
             if known := self._sessions.get(ticket.session):
-                known.turn = self._turns
+                known.turn, known.since = self._turns, None
             del self._queued[ticket.session]
         return taken, dropped
 
     def cancel(self, ticket: Ticket[T]) -> bool:
         """Forget a frame that nobody waits for any more; False when it is not queued."""
-        waiting = self._queued.get(ticket.session)
-        if waiting is None or waiting.ticket is not ticket:
+        if self._queued.get(ticket.session) is not ticket:
             return False
         del self._queued[ticket.session]
         return True
 
     def drain(self) -> list[Ticket[T]]:
         """Empty the queue."""
-        tickets = [waiting.ticket for waiting in self._queued.values()]
+        tickets = list(self._queued.values())
         self._queued.clear()
         return tickets
 
@@ -153,6 +147,7 @@ class FrameQueue(Generic[T]):
         known = self._sessions.setdefault(ticket.session, _Session(ticket.sequence, now))
         known.newest, known.seen = max(known.newest, ticket.sequence), now
         self._sessions.move_to_end(ticket.session)
+        known.since = self._turns if known.since is None else known.since
         return known.newest
 
     def _order(self, safe: float) -> list[Ticket[T]]:
@@ -161,17 +156,21 @@ class FrameQueue(Generic[T]):
         Without the first rule an overloaded GPU would spend itself on frames that are about to be late: the most
         urgent one is taken, fails by a hair, and meanwhile the next one has become the most urgent.
         """
-        longest = min((waiting.since for waiting in self._queued.values()), default=0)
+        longest = min((self._since(ticket) for ticket in self._queued.values() if ticket.deadline > safe), default=0)
 
         def rank(ticket: Ticket[T]) -> tuple[bool, bool, float, float]:
             known = self._sessions.get(ticket.session)  # forgotten when it has long been silent
             overtakes = known is not None and known.turn > longest
             return ticket.deadline <= safe, overtakes, ticket.deadline, ticket.queued_at
 
-        return sorted((waiting.ticket for waiting in self._queued.values()), key=rank)
+        return sorted(self._queued.values(), key=rank)
+
+    def _since(self, ticket: Ticket[T]) -> int:
+        known = self._sessions.get(ticket.session)
+        return self._turns if known is None or known.since is None else known.since
 
     def _drop_expired(self, now: float, floor_s: float = 0.0) -> list[Dropped[T]]:
-        expired = [waiting.ticket for waiting in self._queued.values() if waiting.ticket.deadline <= now + floor_s]
+        expired = [ticket for ticket in self._queued.values() if ticket.deadline <= now + floor_s]
         for ticket in expired:
             del self._queued[ticket.session]
         return [Dropped(ticket, DeadlineMissed(_expired(ticket, now, floor_s))) for ticket in expired]

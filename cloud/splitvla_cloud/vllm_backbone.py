@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from splitvla_cloud.backbone import TEXT_TOKENS, Decode, allowed_ids, read_config
+from splitvla_cloud.engine.cuda import settle
 from splitvla_cloud.engine.interface import Frame, Outcome, serve_alone
 from splitvla_cloud.engine.vllm_engine import VllmEngine
 from splitvla_cloud.engine.warm_up import warm_up
@@ -64,6 +65,8 @@ class VllmBackbone:
             )
         device = select_device(device)
         vllm, version = _import_vllm(device)
+        if device != "cpu":
+            settle()
         config = read_config(bundle)
         tokens = min(bundle.spec.max_cameras * bundle.spec.patches + TEXT_TOKENS, int(config.max_position_embeddings))
         dtype = NUMERICS[precision].dtype

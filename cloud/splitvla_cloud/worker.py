@@ -23,6 +23,7 @@ logger = logging.getLogger("splitvla.cloud")
 _FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 _FAULTS_IN_A_ROW = 3
 _JOIN_S = 2.0
+GPU_THREAD = "gpu"
 RETRY_AFTER_S = 0.02  # at least, for whoever is refused because others are served
 
 
@@ -65,24 +66,29 @@ class GpuWorker:
     The queue, the costs, the meter and `_closed` are guarded by `_wake`; the engine, `_running` (the frames that are in
     it) and `_faults` (failures in a row) belong to the thread alone. `ready` resolves once the engine is loaded and
     warm, or holds the error; `ended` resolves when the thread is gone, or holds the ServerFault for which it gave up.
+    cost: what is known of passes beforehand.
     """
 
     def __init__(
-        self, load: Callable[[], Engine], queue_limit: int, clock: Callable[[], float] = time.monotonic
+        self,
+        load: Callable[[], Engine],
+        queue_limit: int,
+        clock: Callable[[], float] = time.monotonic,
+        cost: PassCost | None = None,
     ) -> None:
         self._load = load
         self._clock = clock
         self._wake = threading.Condition()
         self._queue: FrameQueue[_Job] = FrameQueue(queue_limit)
-        self._cost = PassCost()
+        self._cost = cost or PassCost()
         self._meter = BusyMeter()
         self._closed = False
         self._running: dict[Frame, _InEngine] = {}
         self._faults = 0
         self.ready: Future[Engine] = _uncancellable()
         self.ended: Future[None] = _uncancellable()
-        # A daemon: neither a long load nor a hung GPU may keep the process from ending.
-        self._thread = threading.Thread(target=self._run, name="gpu", daemon=True)
+        # A daemon, so that the interpreter does not wait for it; `__main__.run` sees to the rest.
+        self._thread = threading.Thread(target=self._run, name=GPU_THREAD, daemon=True)
 
     @property
     def vocab_size(self) -> int:
@@ -131,7 +137,10 @@ class GpuWorker:
             return self._meter.running_s(self._clock())
 
     def close(self) -> None:
-        """Refuse new frames, fail the queued ones, and wait briefly for the running ones."""
+        """Refuse new frames, fail the queued ones, and wait briefly for the running ones.
+
+        The thread may go on: nothing interrupts a load or a hung pass.
+        """
         self._close_queue()
         if self._thread.is_alive():
             self._thread.join(_JOIN_S)
@@ -140,7 +149,7 @@ class GpuWorker:
         lost: ServerFault | None = None
         try:
             if (engine := self._load_engine()) is not None:
-                while self._faults < _FAULTS_IN_A_ROW and self._turn(engine):
+                while self._faults < _FAULTS_IN_A_ROW and self.turn(engine):
                     pass
             if self._faults >= _FAULTS_IN_A_ROW:
                 lost = ServerFault(
@@ -158,15 +167,21 @@ class GpuWorker:
             else:
                 self.ended.set_exception(lost)
 
-    def _turn(self, engine: Engine) -> bool:
-        """Let go of frames that nobody waits for, take new ones in, run one pass. False when the worker is closed."""
+    def turn(self, engine: Engine) -> bool:
+        """Let go of frames that nobody waits for, take new ones in, run one pass. False when the worker is closed.
+
+        The thread's loop, or the caller's on simulated time, who never starts the thread. Waits for something to do.
+        """
         self._abandon(engine)
         tickets = self._take(engine.capacity)
         if tickets is None:
             return False
-        before = len(self._running)
+        before, now = len(self._running), self._clock()
+        for ticket in tickets:  # all of them, before the engine may end the thread over one
+            job = ticket.work
+            self._running[job.frame] = _InEngine(job.future, now, (now - ticket.queued_at) * 1000)
         for ticket in tickets:
-            self._admit(engine, ticket)
+            self._admit(engine, ticket.work.frame)
         if self._running:
             self._step(engine, len(self._running) - before)
         return True
@@ -201,16 +216,14 @@ class GpuWorker:
         """Seconds; for the holder of `_wake`. Without a draft a pass gives one id, with one nobody knows how many."""
         return self._cost.rest(passes, least=1 if frame.draft else max(1, frame.dims - passes))
 
-    def _admit(self, engine: Engine, ticket: Ticket[_Job]) -> None:
-        job, now = ticket.work, self._clock()
-        self._running[job.frame] = _InEngine(job.future, now, (now - ticket.queued_at) * 1000)
+    def _admit(self, engine: Engine, frame: Frame) -> None:
         try:
-            engine.admit(job.frame)
+            engine.admit(frame)
         except SplitVLAError as error:
-            self._answer(job.frame, error)
+            self._answer(frame, error)
         except _FAULTS as error:
             self._faults += 1
-            self._answer(job.frame, self._told(Outcome(job.frame, error)))
+            self._answer(frame, self._told(Outcome(frame, error)))
 
     def _step(self, engine: Engine, fresh: int) -> None:
         began = self._clock()

@@ -7,6 +7,8 @@ read before the next one. The engine's device is made the current one: torch.cud
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +16,9 @@ import torch
 
 # Libraries choose kernels, compile and allocate workspaces in the first calls, which can't be captured.
 _WARM_UPS = 2
+_NO_MEMORY = ("out of memory", "ALLOC_FAILED")
+
+logger = logging.getLogger("splitvla.cloud")
 
 
 def settle() -> None:
@@ -27,6 +32,27 @@ def settle() -> None:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Was memory short? torch has a type for its own allocator only; a library's or the driver's error is a text."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
+
+
+def free_memory(error: BaseException) -> None:
+    """Before a pass is tried again that failed for want of memory: the error's frames still hold what it had computed.
+
+    What torch keeps for later goes back too, or the driver and the libraries would find no room.
+    """
+    if not out_of_memory(error):
+        return
+    traceback.clear_frames(error.__traceback__)
+    try:
+        torch.cuda.empty_cache()
+    except RuntimeError:  # after a sticky error, or beside a capture that never ended; it fails nobody's frame
+        logger.warning("memory that is not in use can't be given back", exc_info=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

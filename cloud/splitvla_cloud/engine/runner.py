@@ -8,6 +8,7 @@ A graph is served from only when its replay has picked the ids that the pass its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +18,8 @@ import torch
 from splitvla_cloud.engine.kv_cache import KVCache
 from splitvla_cloud.engine.llama import Group, Llama, Shape
 from splitvla_shared.nouns import FloatArray
+
+_PADDING = 1.25  # rows of a captured prefill to those asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +129,12 @@ class Runner:
             raise
 
     def fit(self, shape: Shape) -> Shape:
-        """The smallest captured shape that covers this one, or else the shape itself."""
-        covering = [known for known in self._graphs if _covers(known, shape)]
+        """The smallest captured shape that covers this one, or else the shape itself.
+
+        A prefill's rows cost what its products take: more than `_PADDING` of them idle costs more than a graph saves.
+        """
+        most = math.inf if shape.span else _PADDING * shape.batch * shape.length
+        covering = [known for known in self._graphs if _covers(known, shape) and known.batch * known.length <= most]
         return min(covering, key=lambda known: (known.batch * known.length, known.span), default=shape)
 
     def _compute(self, shapes: Sequence[Shape]) -> torch.Tensor:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import heapq
 import logging
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from splitvla_cloud.engine.answer import Answer
+from splitvla_cloud.engine.cuda import free_memory, out_of_memory
 from splitvla_cloud.engine.interface import Frame, Outcome, Tokens, check_frame
 from splitvla_cloud.engine.llama import Llama, Shape
 from splitvla_cloud.engine.runner import Capture, GraphDiffers, Picked, Rectangle, Runner
@@ -95,7 +95,7 @@ class TorchEngine:
         try:
             predictions = self._pass(sequences)
         except _PASS_ERRORS as error:
-            self._free_memory(error)
+            free_memory(error)
             return self._one_by_one(sequences) if len(sequences) > 1 else [self._failed(sequences[0], error)]
         return [out for pair in zip(sequences, predictions, strict=True) if (out := self._take(*pair)) is not None]
 
@@ -126,7 +126,7 @@ class TorchEngine:
         except GraphDiffers as error:
             logger.warning("passes like %s run without a CUDA graph: %s", shape, error)
         except RuntimeError as error:
-            self._free_memory(error)
+            free_memory(error)
             logger.warning("passes like %s run without CUDA graphs", shape, exc_info=error)
             return False
         return True
@@ -211,7 +211,7 @@ class TorchEngine:
             try:
                 (predicted,) = self._pass([sequence])
             except _PASS_ERRORS as error:  # noqa: PERF203 - each of them is to fail alone
-                self._free_memory(error)
+                free_memory(error)
                 outcomes.append(self._failed(sequence, error))
             else:
                 outcomes += [out] if (out := self._take(sequence, predicted)) is not None else []
@@ -219,23 +219,17 @@ class TorchEngine:
 
     def _failed(self, sequence: _Sequence, error: Exception) -> Outcome:
         self._leave(sequence)
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        if not isinstance(error, EarlyStop):
+            try:  # what it wrote may not be finite, and the next frame in its place may be shorter
+                self._cache.clear(sequence.slot)
+            except RuntimeError as broken:  # after most CUDA errors nothing works any more: the worker counts faults
+                error.__context__ = broken
+        if out_of_memory(error):
             error = ServerFault(
                 f"frame {sequence.frame.sequence}: out of memory on {self._llama.device} with "
                 f"{len(sequence.prompt)} tokens; serve with a smaller max_batch or another precision"
             )
-        elif not isinstance(error, EarlyStop):
-            try:
-                self._cache.clear(sequence.slot)
-            except RuntimeError as broken:  # after most CUDA errors nothing works any more: the worker counts faults
-                error.__context__ = broken
         return Outcome(sequence.frame, error)
-
-    def _free_memory(self, error: Exception) -> None:
-        """Before a pass is tried again: the error's frames still hold what the failed one had computed."""
-        if isinstance(error, torch.OutOfMemoryError):
-            traceback.clear_frames(error.__traceback__)
-            torch.cuda.empty_cache()
 
     def _leave(self, sequence: _Sequence) -> None:
         self._sequences.remove(sequence)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from splitvla_cloud.engine.answer import Answer
+from splitvla_cloud.engine.cuda import free_memory, out_of_memory
 from splitvla_cloud.engine.interface import Frame, Outcome, Tokens, check_frame
 from splitvla_shared.errors import ServerFault, SplitVLAError
 from splitvla_shared.nouns import FloatArray
@@ -195,9 +196,8 @@ class VllmEngine:
             return self._failed(request.frame, error)
 
     def _failed(self, frame: Frame, error: Exception) -> Outcome:
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        if out_of_memory(error):
+            free_memory(error)
             error = ServerFault(
                 f"frame {frame.sequence}: out of memory; serve with a smaller max_batch or on a larger GPU"
             )
