@@ -120,6 +120,18 @@ def test_a_rung_is_chosen_only_where_it_keeps_as_many_tokens_as_the_jpeg() -> No
     assert worth_choosing([EXACT, jpeg, as_good, worse]) == [EXACT, jpeg, as_good]
 
 
+def test_rungs_are_held_against_the_exact_split_and_not_against_another_precision_s_encoder() -> None:
+    eager = way(dataclasses.replace(LOCAL, tokens=(5, 6, 7, 8)), Family.LOCAL, "PyTorch, bf16")
+    same, other = lossy(TOKENS, Family.LOSSY, "a"), lossy((5, 6, 7, 8), Family.LOSSY, "b")
+    assert worth_choosing([eager, EXACT, same, other]) == [eager, EXACT, same]
+
+
+def test_of_two_jpegs_the_better_one_is_what_a_rung_must_keep() -> None:
+    jpegs = [lossy((1, 2, 3, 0), Family.JPEG, "ours"), lossy((1, 0, 0, 0), Family.JPEG, "another precision's")]
+    rung = lossy((1, 2, 0, 0), Family.LOSSY, "a")
+    assert worth_choosing([EXACT, *jpegs, rung]) == [EXACT, *jpegs]
+
+
 def test_without_a_jpeg_nine_tokens_of_ten_must_be_kept() -> None:
     same, worse = lossy(TOKENS, Family.LOSSY, "a"), lossy((0, 2, 3, 4), Family.LOSSY, "b")
     assert worth_choosing([EXACT, same, worse]) == [EXACT, same]

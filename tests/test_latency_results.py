@@ -126,6 +126,17 @@ def test_a_way_that_breaks_its_promise_is_named_and_a_lossy_one_only_counted(mon
     assert "NOT THE SAME: split" in alternatives.section(measured).text
 
 
+def test_where_nothing_is_promised_no_way_is_wrong_and_the_split_is_the_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Outside fp32 PyTorch encodes in the backbone's precision and the split in float32."""
+    ways = (_Way("PyTorch", Family.LOCAL, (1,)), _Way("split, f32", Family.SPLIT, (2,)))
+    found = alternatives.section(measured_of(*ways, monkeypatch=monkeypatch), promised=False)
+    assert "NOT THE SAME" not in found.text
+    assert "the reference's (split, f32)" in found.text
+    assert [row[-3:] for row in found.rows] == [("0 of 3", "0%", ""), ("3 of 3", "100%", "")]
+
+
 def test_framework_is_what_is_neither_encoder_nor_wire_nor_backbone() -> None:
     stages = StageTimes(1, 2, 3, 4, 5, 6, 7, 8, 9, total_ms=45)
     assert framework_ms(stages) == 45 - 2 - 4 - 7 - 8
