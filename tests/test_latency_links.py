@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.end_to_end.alternatives import Measured, worth_choosing
-from benchmarks.end_to_end.link_tables import choice_section, control_section, grid_section, read_traces
+from benchmarks.end_to_end.link_tables import choice_section, control_section, grid_section, read_traces, traces_section
 from benchmarks.end_to_end.links import Driving, Link, arrives, drive, latency_ms, wire_ms
 from benchmarks.end_to_end.regions import NO_PICTURES, RATES, Cost, measured_costs, parse_what_if, regions
 from benchmarks.end_to_end.ways import Answered, Family
@@ -81,6 +81,15 @@ def test_a_link_that_is_too_slow_reads_never() -> None:
     section = control_section([way(SENT, Family.SPLIT)], Driving(deadline_s=0.15))
     assert ("10 Mbit/s, 1 ms", "never") in section.rows
     assert ("1000 Mbit/s, 1 ms", "5.0, 100%") in section.rows
+
+
+def test_a_trace_s_tail_stands_beside_the_share_of_calls_that_were_given_up() -> None:
+    link = Link.traced("half the time", Trace(1.0, np.array([100.0, 0.0])), 10.0)
+    driving = Driving(deadline_s=0.5, duration_s=10.0)
+    driven = drive([SENT], link, driving)
+    assert driven.latency is not None
+    [row] = traces_section([way(SENT, Family.SPLIT)], [link], driving).rows
+    assert row[1].endswith(f" ms, {driven.lost / (driven.lost + driven.latency.n):.0%} lost")
 
 
 def test_the_shipped_traces_are_read_and_a_folder_without_any_is_refused(

@@ -16,7 +16,8 @@ import pytest
 from benchmarks.end_to_end import alternatives
 from benchmarks.end_to_end.pictures import as_jpeg, from_jpeg
 from benchmarks.end_to_end.plan import Watch
-from benchmarks.end_to_end.rest import RestWay, build_app
+from benchmarks.end_to_end.rest import RestWay
+from benchmarks.end_to_end.serve import rest_server
 from benchmarks.end_to_end.site import open_ways, start_here
 from benchmarks.end_to_end.ways import Answered, Family, Way
 from benchmarks.end_to_end.websocket import WebsocketWay, serve_websocket
@@ -41,10 +42,8 @@ class _Whole:
 
 @pytest.fixture(scope="module")
 def rest() -> Iterator[str]:
-    import uvicorn
-
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(build_app(_Whole()), log_level="error"))
+    server = rest_server(_Whole())
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     yield f"127.0.0.1:{listener.getsockname()[1]}"
@@ -76,6 +75,11 @@ def test_rest_carries_the_picture_and_brings_tokens_and_action_back(rest: str) -
     assert found.action == (77.0, 0.1)
     assert found.up_bytes > IMAGE.nbytes * 4 / 3
     assert found.total_ms >= found.robot_ms + found.server_ms
+
+
+def test_rest_keeps_a_robot_s_connection_for_longer_than_a_round_of_all_ways() -> None:
+    """Else each call over a link of 60 ms would pay for a connection of its own."""
+    assert rest_server(_Whole()).config.timeout_keep_alive >= 60
 
 
 def test_rest_takes_a_jpeg(rest: str) -> None:
