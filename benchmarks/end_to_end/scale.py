@@ -10,8 +10,8 @@ from benchmarks.end_to_end.results import Section, Summary
 _MIB = 1 << 20
 _SCALE_TEXT = """Each robot is a process that asks {hz:g} times a second with embeddings recorded as {rung}, one call
 in flight, a deadline of {deadline:.0f} ms, and encodes nothing. Its last answer is the draft of the next:
-{accepted:.1f} tokens of one were right, with frames that lie further apart than a robot's. Fairness is Jain's index
-over the robots' answers. CPU is in processors{shared}."""
+{accepted:.1f} tokens of each were right on average, with frames that lie further apart than a robot's. Fairness is
+Jain's index over the robots' answers. CPU is in processors{shared}."""
 _SHARED = (
     ": robots and server share the {cores} of this machine, so that the last rows measure it as much as\nthe server"
 )
