@@ -78,13 +78,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--instruction", default=INSTRUCTION)
     parser.add_argument("--traces", type=Path, default=TRACES, metavar="DIR", help="link traces (the shipped ones)")
     parser.add_argument("--unnorm-key", metavar="KEY")
-    parser.add_argument("--threads", type=int, default=1, help="of each side's arithmetic (1)")
+    parser.add_argument(
+        "--threads", type=int, help="of each side's arithmetic (1; with --server what `run` takes: all cores)"
+    )
     here = parser.add_argument_group("here: this machine plays the robot and every server")
     here.add_argument("--checkpoint", type=Path, metavar="DIR", help="an OpenVLA checkpoint (a small one made for it)")
     here.add_argument(
         "--calibrate", type=Path, nargs="+", metavar="PATH", help="frames for a codec of the checkpoint (none)"
     )
-    here.add_argument("--precision", default="fp32", help="of every model (fp32)")
+    here.add_argument("--precision", default="fp32", help="of the backbones; but PyTorch's knows no int8 or nf4 (fp32)")
     there = parser.add_argument_group("there: this robot against that server")
     there.add_argument("--server", metavar="HOST:PORT")
     there.add_argument("--bundle", type=Path, metavar="DIR", help="the edge half")
@@ -111,7 +113,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     request = _request(arguments)
     source = open_source(arguments.frames, "--frames")
     command = shlex.join(["python", "-m", "benchmarks.latency", *arguments.argv])
-    with Watch() as watch, _site(arguments, watch) as site:
+    with Watch() as watch, open_site(arguments, watch) as site:
         yardstick_ms = compare.yardstick_ms()
         run = Run(request, source, site, watch)
         try:
@@ -130,9 +132,8 @@ def _bench(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     recorded = _write(run.sections, request.out, command, (yardstick_ms + after_ms) / 2)
-    wrong = [
-        name for measured in (run.measured, run.of_policy) if measured for name in alternatives.differing(measured)
-    ]
+    promised = [measured for measured in (run.measured, run.of_policy) if measured and site.promises]
+    wrong = [name for measured in promised for name in alternatives.differing(measured)]
     if wrong:
         print(f"{_PROG}: NOT THE SAME TOKENS as {run.measured[0].name}: {', '.join(wrong)}", file=sys.stderr)
     return _WORSE if _compare(old, recorded) or wrong else 0
@@ -155,7 +156,7 @@ def _request(arguments: argparse.Namespace) -> Request:
     if not 10 <= arguments.deadline_ms <= 60_000:
         raise ConfigError(f"--deadline-ms is {arguments.deadline_ms:g}; expected 10..60000")
     plan = dataclasses.replace(plan, deadline_s=arguments.deadline_ms / 1e3)
-    if not 1 <= arguments.threads <= 1024:
+    if arguments.threads is not None and not 1 <= arguments.threads <= 1024:
         raise ConfigError(f"--threads is {arguments.threads}; expected 1..1024")
     return Request(
         plan=plan,
@@ -178,7 +179,8 @@ def _made(out: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _site(arguments: argparse.Namespace, watch: Watch) -> Iterator[Site]:
+def open_site(arguments: argparse.Namespace, watch: Watch) -> Iterator[Site]:
+    """Somebody's robot and server, or servers that are started here. Raises ConfigError, BundleError, LinkError ..."""
     if (arguments.server is None) != (arguments.bundle is None):
         raise ConfigError("--server and --bundle belong together: the server, and the edge half of the model it serves")
     _check_options(arguments)
@@ -208,6 +210,7 @@ def _site(arguments: argparse.Namespace, watch: Watch) -> Iterator[Site]:
     from splitvla_cloud.split import split
 
     parse_precision(arguments.precision)  # before minutes are spent
+    threads = arguments.threads or 1
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with watch.phase("split a checkpoint", 20):
@@ -215,7 +218,7 @@ def _site(arguments: argparse.Namespace, watch: Watch) -> Iterator[Site]:
             split(checkpoint, folder / "bundles")
         if arguments.calibrate:
             with watch.phase("calibrate", 60):
-                calibrate_halves(folder / "bundles", arguments.calibrate, arguments.threads, _FRAMES_HZ)
+                calibrate_halves(folder / "bundles", arguments.calibrate, threads, _FRAMES_HZ)
         key = arguments.unnorm_key or (None if arguments.checkpoint else "widowx_tiny")
         with contextlib.ExitStack() as stack:
             with watch.phase("start four servers", 20):
@@ -224,7 +227,7 @@ def _site(arguments: argparse.Namespace, watch: Watch) -> Iterator[Site]:
                         checkpoint,
                         folder / "bundles",
                         unnorm_key=key,
-                        threads=arguments.threads,
+                        threads=threads,
                         precision=arguments.precision,
                         whole=True,
                     )

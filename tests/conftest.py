@@ -6,8 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Hypothesis' own deadline of 200 ms an example fails on a machine that is busy, and says nothing of the code.
+settings.register_profile("splitvla", deadline=None)
+settings.load_profile("splitvla")
 
 
 def _reference_root() -> Path:

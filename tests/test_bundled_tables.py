@@ -60,7 +60,7 @@ def test_tables_of_another_shape_are_refused(tmp_path: Path) -> None:
         read_tables(other)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(st.tuples(st.integers(-len(DATA), 999), st.integers(0, 255)), min_size=1, max_size=3), st.booleans())
 def test_whatever_the_file_holds_it_is_tables_or_a_bundle_error(
     changes: list[tuple[int, int]], in_the_directory: bool

@@ -103,7 +103,7 @@ def test_bfloat16_rounds_to_nearest_and_ties_to_even() -> None:
     assert decode(encode(patches, Scheme.BF16)).tolist() == [expected]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     arrays(
         np.float32,

@@ -112,13 +112,13 @@ def test_a_body_split_over_two_frames_is_refused(scheme: Scheme) -> None:
     refused(scheme, seal(scheme, body[:50]) + seal(scheme, body[50:]), "declares 50 bytes")
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(list(SCHEMES)), st.binary(max_size=400))
 def test_arbitrary_bytes_are_refused(scheme: Scheme, data: bytes) -> None:
     assert outcome(scheme, SHAPE, data) is None
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(ZSTD), st.binary(max_size=60), st.binary(min_size=1, max_size=8))
 def test_arbitrary_bytes_behind_a_plausible_frame_header_are_refused(
     scheme: Scheme, blocks: bytes, size: bytes
@@ -129,7 +129,7 @@ def test_arbitrary_bytes_behind_a_plausible_frame_header_are_refused(
     assert outcome(scheme, SHAPE, b"\x28\xb5\x2f\xfd\xe4" + declared + blocks) is None
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(list(SCHEMES)), st.tuples(st.integers(1, 3), st.integers(1, 70)), st.data())
 def test_a_flawless_envelope_round_any_body_gives_a_finite_tensor_or_an_error(
     scheme: Scheme, shape: tuple[int, int], data: st.DataObject
@@ -138,7 +138,7 @@ def test_a_flawless_envelope_round_any_body_gives_a_finite_tensor_or_an_error(
     outcome(scheme, shape, seal(scheme, data.draw(st.binary(min_size=size, max_size=size))))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(list(SCHEMES)), st.data())
 def test_any_spliced_payload_is_refused_or_unharmed(scheme: Scheme, data: st.DataObject) -> None:
     payload = encode(patches(), scheme).data

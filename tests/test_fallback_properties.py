@@ -167,7 +167,6 @@ TestHistories = Histories.TestCase
 TestHistories.settings = settings(
     max_examples=HISTORIES,
     stateful_step_count=7,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     database=None,
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.end_to_end.alternatives import Measured, worth_choosing
-from benchmarks.end_to_end.link_tables import choice_section, control_section, grid_section, read_traces
+from benchmarks.end_to_end.link_tables import choice_section, control_section, grid_section, read_traces, traces_section
 from benchmarks.end_to_end.links import Driving, Link, arrives, drive, latency_ms, wire_ms
 from benchmarks.end_to_end.regions import NO_PICTURES, RATES, Cost, measured_costs, parse_what_if, regions
 from benchmarks.end_to_end.ways import Answered, Family
@@ -83,6 +83,15 @@ def test_a_link_that_is_too_slow_reads_never() -> None:
     assert ("1000 Mbit/s, 1 ms", "5.0, 100%") in section.rows
 
 
+def test_a_trace_s_tail_stands_beside_the_share_of_calls_that_were_given_up() -> None:
+    link = Link.traced("half the time", Trace(1.0, np.array([100.0, 0.0])), 10.0)
+    driving = Driving(deadline_s=0.5, duration_s=10.0)
+    driven = drive([SENT], link, driving)
+    assert driven.latency is not None
+    [row] = traces_section([way(SENT, Family.SPLIT)], [link], driving).rows
+    assert row[1].endswith(f" ms, {driven.lost / (driven.lost + driven.latency.n):.0%} lost")
+
+
 def test_the_shipped_traces_are_read_and_a_folder_without_any_is_refused(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
@@ -118,6 +127,18 @@ def test_a_rung_is_chosen_only_where_it_keeps_as_many_tokens_as_the_jpeg() -> No
     jpeg = lossy((1, 2, 3, 0), Family.JPEG, "jpeg")
     as_good, worse = lossy((0, 2, 3, 4), Family.LOSSY, "a"), lossy((0, 0, 3, 4), Family.LOSSY, "b")
     assert worth_choosing([EXACT, jpeg, as_good, worse]) == [EXACT, jpeg, as_good]
+
+
+def test_rungs_are_held_against_the_exact_split_and_not_against_another_precision_s_encoder() -> None:
+    eager = way(dataclasses.replace(LOCAL, tokens=(5, 6, 7, 8)), Family.LOCAL, "PyTorch, bf16")
+    same, other = lossy(TOKENS, Family.LOSSY, "a"), lossy((5, 6, 7, 8), Family.LOSSY, "b")
+    assert worth_choosing([eager, EXACT, same, other]) == [eager, EXACT, same]
+
+
+def test_of_two_jpegs_the_better_one_is_what_a_rung_must_keep() -> None:
+    jpegs = [lossy((1, 2, 3, 0), Family.JPEG, "ours"), lossy((1, 0, 0, 0), Family.JPEG, "another precision's")]
+    rung = lossy((1, 2, 0, 0), Family.LOSSY, "a")
+    assert worth_choosing([EXACT, *jpegs, rung]) == [EXACT, *jpegs]
 
 
 def test_without_a_jpeg_nine_tokens_of_ten_must_be_kept() -> None:

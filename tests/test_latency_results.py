@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import grpc
@@ -14,7 +15,7 @@ from benchmarks.end_to_end.compare import compare, regressions, render
 from benchmarks.end_to_end.fleet import Fleet, run_fleet
 from benchmarks.end_to_end.plan import FULL, QUICK
 from benchmarks.end_to_end.results import Recorded, Section, Summary, read_run, write_run, write_section
-from benchmarks.end_to_end.robot import Job, Told
+from benchmarks.end_to_end.robot import Job, Told, drive
 from benchmarks.end_to_end.scale import scale_section
 from benchmarks.end_to_end.soak import Slope, minutes, soak_sections
 from benchmarks.end_to_end.stages import Ends, control_ms, framework_ms, section
@@ -126,6 +127,17 @@ def test_a_way_that_breaks_its_promise_is_named_and_a_lossy_one_only_counted(mon
     assert "NOT THE SAME: split" in alternatives.section(measured).text
 
 
+def test_where_nothing_is_promised_no_way_is_wrong_and_the_split_is_the_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Outside fp32 PyTorch encodes in the backbone's precision and the split in float32."""
+    ways = (_Way("PyTorch", Family.LOCAL, (1,)), _Way("split, f32", Family.SPLIT, (2,)))
+    found = alternatives.section(measured_of(*ways, monkeypatch=monkeypatch), promised=False)
+    assert "NOT THE SAME" not in found.text
+    assert "the reference's (split, f32)" in found.text
+    assert [row[-3:] for row in found.rows] == [("0 of 3", "0%", ""), ("3 of 3", "100%", "")]
+
+
 def test_framework_is_what_is_neither_encoder_nor_wire_nor_backbone() -> None:
     stages = StageTimes(1, 2, 3, 4, 5, 6, 7, 8, 9, total_ms=45)
     assert framework_ms(stages) == 45 - 2 - 4 - 7 - 8
@@ -235,6 +247,25 @@ def test_robots_start_together_and_tell_what_they_saw(tmp_path: Path) -> None:
     assert [len(robot.latencies_ms) > 0 for robot in fleet.robots] == [True, True]
     assert fleet.misses["Overloaded"] == sum(len(robot.missed_at_s) for robot in fleet.robots) > 0
     assert max(robot.at_s[-1] for robot in fleet.robots) < 1.0 + job.deadline_s
+
+
+def test_a_robot_of_the_fleet_sends_its_last_answer_as_the_draft_unless_it_was_no_action(tmp_path: Path) -> None:
+    """As EdgePolicy does: a token outside the action bins would have every later frame refused."""
+
+    def infer(request: pb.InferRequest, context: grpc.ServicerContext) -> pb.InferReply:
+        reply = answer(request)
+        if len(servicer.requests) == 2:
+            reply.tokens.ids[0] = 5
+        return reply
+
+    (tmp_path / "payload").write_bytes(encode(np.zeros((SPEC.patches, SPEC.embed_dim), np.float32), Scheme.BF16).data)
+    shape, files = (SPEC.patches, SPEC.embed_dim), (str(tmp_path / "payload"),)
+    servicer = FakeServicer(infer)
+    with serving(servicer) as address:
+        job = Job(address, SPEC.fingerprint, "do it", 7, int(Scheme.BF16), shape, files, control_hz=20.0, seconds=1.0)
+        drive(job, time.monotonic)
+    drafts = [tuple(request.draft_tokens) for request in servicer.requests[:4]]
+    assert drafts == [(), tuple(range(31900, 31907)), (), tuple(range(31900, 31907))]
 
 
 def test_a_robot_that_can_t_connect_is_said_in_one_line(tmp_path: Path) -> None:

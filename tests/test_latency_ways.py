@@ -15,18 +15,20 @@ import pytest
 
 from benchmarks.end_to_end import alternatives
 from benchmarks.end_to_end.pictures import as_jpeg, from_jpeg
-from benchmarks.end_to_end.rest import RestWay, build_app
+from benchmarks.end_to_end.plan import Watch
+from benchmarks.end_to_end.rest import RestWay
+from benchmarks.end_to_end.serve import rest_server
 from benchmarks.end_to_end.site import open_ways, start_here
 from benchmarks.end_to_end.ways import Answered, Family, Way
 from benchmarks.end_to_end.websocket import WebsocketWay, serve_websocket
 from benchmarks.end_to_end.whole import Acted
 from benchmarks.frames import INSTRUCTION, read_frames
-from benchmarks.latency import main
+from benchmarks.latency import build_parser, main, open_site
 from benchmarks.processes import ServerProcess, free_port
 from splitvla_shared.errors import BundleError, ObservationError, ServerFault, Unreachable
 from splitvla_shared.nouns import Image
 from splitvla_shared.wire.inference_pb2_grpc import InferenceServicer
-from tests.fake_server import serving
+from tests.fake_server import FakeServicer, serving
 
 
 class _Whole:
@@ -40,10 +42,8 @@ class _Whole:
 
 @pytest.fixture(scope="module")
 def rest() -> Iterator[str]:
-    import uvicorn
-
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(build_app(_Whole()), log_level="error"))
+    server = rest_server(_Whole())
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     yield f"127.0.0.1:{listener.getsockname()[1]}"
@@ -75,6 +75,11 @@ def test_rest_carries_the_picture_and_brings_tokens_and_action_back(rest: str) -
     assert found.action == (77.0, 0.1)
     assert found.up_bytes > IMAGE.nbytes * 4 / 3
     assert found.total_ms >= found.robot_ms + found.server_ms
+
+
+def test_rest_keeps_a_robot_s_connection_for_longer_than_a_round_of_all_ways() -> None:
+    """Else each call over a link of 60 ms would pay for a connection of its own."""
+    assert rest_server(_Whole()).config.timeout_keep_alive >= 60
 
 
 def test_rest_takes_a_jpeg(rest: str) -> None:
@@ -142,6 +147,16 @@ def test_bad_input_is_one_clear_line(
     assert main([*arguments, "--out", str(tmp_path)]) == code
     [line] = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert says in line
+
+
+@pytest.mark.parametrize(("options", "threads"), [([], None), (["--threads", "3"], 3)])
+def test_a_robot_encodes_on_the_threads_that_run_and_act_would_give_it(
+    tiny_bundles: Path, options: list[str], threads: int | None
+) -> None:
+    with serving(FakeServicer()) as address:
+        there = ["--server", address, "--bundle", str(tiny_bundles / "edge"), *options]
+        with open_site(build_parser().parse_args(there), Watch()) as site:
+            assert site.threads == threads
 
 
 def test_a_server_that_refuses_this_robot_is_one_clear_line(

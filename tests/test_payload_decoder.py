@@ -181,7 +181,7 @@ def test_hostile_payloads_are_codec_errors_and_leave_no_trace(
     np.testing.assert_array_equal(decoder.decode(good), robot.patches(2))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_any_change_of_a_request_gives_the_same_patches_a_refusal_or_the_wish_for_a_key_frame(
     data: st.DataObject,

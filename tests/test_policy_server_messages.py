@@ -314,14 +314,14 @@ def _read(body: bytes) -> ActCall | None:
         return None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(body=st.binary(max_size=64) | st.dictionaries(KEYS, JSON, max_size=5).map(lambda m: json.dumps(m).encode()))
 def test_any_body_becomes_a_request_or_an_error(body: bytes) -> None:
     call = _read(body)
     assert call is None or _is_a_request(call.request)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     shape=JSON,
     dtype=JSON | st.just("|u1"),
@@ -332,7 +332,7 @@ def test_any_array_of_json_becomes_a_request_or_an_error(shape: Any, dtype: Any,
     assert call is None or _is_a_request(call.request)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(cut=st.integers(0, 400), flip=st.integers(0, 255), at=st.integers(0, 400))
 def test_a_damaged_body_becomes_a_request_or_an_error(cut: int, flip: int, at: int) -> None:
     body = bytearray(_body()[: cut or None])
@@ -342,7 +342,7 @@ def test_a_damaged_body_becomes_a_request_or_an_error(cut: int, flip: int, at: i
     assert call is None or _is_a_request(call.request)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.binary(max_size=64) | PLAIN.map(msgpack.packb))
 def test_any_message_becomes_a_request_or_an_error(data: bytes) -> None:
     try:
@@ -352,7 +352,7 @@ def test_any_message_becomes_a_request_or_an_error(data: bytes) -> None:
     assert _is_a_request(request)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     shape=st.lists(st.integers(-1, 9), max_size=9) | PLAIN,
     dtype=st.sampled_from(["|u1", "<f4", "|b1", "|O", "<f8"]) | PLAIN,

@@ -78,3 +78,9 @@ def test_every_table_of_a_run_has_a_place_in_the_results() -> None:
         for name in row:
             placed(results, name, "table")
     assert set(PICTURES) - {"regions"} <= {name for row in BLOCKS for name in row}
+
+
+def test_every_picture_of_a_run_is_shown_somewhere() -> None:
+    pages = "".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "benchmarks/RESULTS.md"))
+    for name in PICTURES:
+        assert f"docs/{name}.png)" in pages

@@ -51,7 +51,7 @@ def test_plain_integers_read_what_numpy_wrote(lanes: int, count: int) -> None:
     assert carried == seeds.tolist()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.lists(st.integers(0, 300), max_size=4))
 def test_passes_and_seeds_come_back(seed: int, lanes: int, sizes: list[int]) -> None:
     passes = [draw(seed + index, size) for index, size in enumerate(sizes)]
@@ -73,7 +73,7 @@ def test_words_that_are_left_over_or_missing_are_an_error() -> None:
         longer.finish()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 2**21 - 1), st.integers(0, 21)), max_size=60))
 def test_numbers_of_any_width_come_back_from_bits(numbers: list[tuple[int, int]]) -> None:
     values = np.array([value & (1 << width) - 1 for value, width in numbers], np.int64)
@@ -81,7 +81,7 @@ def test_numbers_of_any_width_come_back_from_bits(numbers: list[tuple[int, int]]
     np.testing.assert_array_equal(gather(spread(values, widths), widths), values)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 16), st.lists(st.integers(0, 2**16 - 1), max_size=60))
 def test_numbers_of_one_width_are_the_bits_that_they_are_among_others(width: int, numbers: list[int]) -> None:
     values = np.array(numbers, np.int64) & (1 << width) - 1

@@ -6,6 +6,8 @@ import ast
 import importlib
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,17 @@ def test_every_verb_of_the_readme_is_in_the_makefile() -> None:
     assert {"demo", "test"} <= verbs
     for verb in verbs:
         assert re.search(rf"^{verb}:.*## ", makefile, flags=re.MULTILINE), f"make {verb} is not in the Makefile"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_says_in_a_sentence_that_python_is_too_old_before_anything_is_installed(tmp_path: Path) -> None:
+    """`false` plays an old Python: what it is asked first is whether it is new enough."""
+    for name in ("Makefile", "pyproject.toml", "constraints-cpu.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    done = subprocess.run(["make", "-C", tmp_path, "demo", "PYTHON=false"], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "false is too old for demo, test and bench: they need Python 3.11" in done.stderr
+    assert not (tmp_path / ".venv").exists()
 
 
 def test_every_figure_of_the_readme_s_table_stands_in_the_results() -> None:

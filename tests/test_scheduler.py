@@ -113,7 +113,7 @@ EVENTS = st.lists(
 
 
 @given(events=EVENTS, limit=st.integers(1, 3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_frame_leaves_the_queue_exactly_once_and_for_a_true_reason(
     events: list[tuple[str, int, int, float, float]], limit: int
 ) -> None:

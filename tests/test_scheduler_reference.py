@@ -157,7 +157,7 @@ EVENTS = st.lists(
 
 
 @given(events=EVENTS, limit=st.integers(1, 5), running=st.lists(st.sampled_from([0.25, 0.5, 1.0]), max_size=2))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_random_arrivals_cancels_and_deadlines_go_as_in_the_reference_scheduler(
     events: list[Event], limit: int, running: list[float]
 ) -> None:

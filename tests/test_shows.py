@@ -70,3 +70,15 @@ def test_the_simulator_s_show_ends_when_the_task_is_done_and_keeps_its_pictures(
     assert settings.robot.startswith("metaworld:")
     assert (settings.simulator.until_done, settings.simulator.record) == (True, True)
     assert settings.fallback.hold_to_stop_s > show.script.dead_for_s
+
+
+@needs_world
+def test_the_simulator_s_show_says_which_limits_it_relaxes() -> None:
+    show = simulated(None)
+    fallback = settings_of(show).fallback
+    for said in (
+        f"up to {fallback.max_age_ms:g} ms",
+        f"{fallback.hold_to_stop_s:g} s of hold",
+        f"ticks {fallback.overrun_ticks:g} periods late",
+    ):
+        assert said in show.intro

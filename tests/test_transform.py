@@ -146,7 +146,7 @@ def test_swapping_the_rung_under_a_good_checksum_is_refused() -> None:
         CODEC.decode(resealed(bytes([2]) + key.data[1:-4], Scheme.KLT, FIRST), Scheme.KLT, FIRST)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_forged_bodies_under_a_good_checksum_are_numbers_or_a_codec_error(data: st.DataObject) -> None:
     key, second = pair()
@@ -167,7 +167,7 @@ def test_forged_bodies_under_a_good_checksum_are_numbers_or_a_codec_error(data: 
     assert np.isfinite(CODEC.reconstruct(got)).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=400), st.booleans())
 def test_random_bodies_under_a_good_checksum_are_numbers_or_a_codec_error(body: bytes, delta: bool) -> None:
     scheme, sequence = (Scheme.KLT_DELTA, 1) if delta else (Scheme.KLT, None)
@@ -207,7 +207,7 @@ def test_coefficients_that_no_table_can_say_are_refused_by_the_sender(value: flo
         CODEC.encode(coefficients, 0, FIRST)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_numbers_of_any_size_come_back_from_tokens(data: st.DataObject) -> None:
     grouping = Grouping(data.draw(st.integers(0, 3)), data.draw(st.integers(0, 2)), data.draw(st.integers(0, 2)))

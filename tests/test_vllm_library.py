@@ -94,12 +94,14 @@ def test_vllm_gives_the_tokens_of_our_engine_for_frames_that_join_at_any_time(
     assert tokens(served(vllm.engine, frames)) == tokens(served(ours, frames))
 
 
-def test_the_served_bundle_passes_its_golden_probe_and_is_warmed_up(bundle: Bundle, vllm: VllmBackbone) -> None:
+def test_the_served_bundle_passes_its_golden_probe_and_is_warmed_up(
+    bundle: Bundle, vllm: VllmBackbone, device: str
+) -> None:
     check_backbone(vllm, Prompt.load(bundle.path, bundle.spec).ids(INSTRUCTION), bundle.spec, bundle.path)
     vllm.warm_up(bundle.spec.patches, DIMS)
     assert set(vllm.pass_costs) <= {1, 2, 4}
     assert min(vllm.pass_costs.values()) > 0
-    assert vllm.describe().startswith("fp32 on cpu by vLLM ")
+    assert vllm.describe().startswith(f"fp32 on {device} by vLLM ")
 
 
 def test_a_frame_that_is_not_finite_spoils_no_other_and_no_later_one(

@@ -17,7 +17,6 @@ from benchmarks.world.export import export, to_checkpoint
 from benchmarks.world.losses import action_loss, auxiliary_loss
 from benchmarks.world.model import SIZES, Policy
 from benchmarks.world.shards import LANDMARKS, OBJECTS, TASK_NAMES, Sample, Shard, shard_paths, write_shard
-from benchmarks.world.traffic import repeats
 from benchmarks.world.vocabulary import bins, normalised, prompt_ids, unnormalised, write_words
 from splitvla_cloud.__main__ import main as cloud_main
 from splitvla_cloud.split.checkpoint import Checkpoint
@@ -190,9 +189,3 @@ def test_a_point_in_the_middle_of_the_camera_is_in_the_middle_of_the_picture() -
 def test_a_wrong_colour_is_never_the_right_one() -> None:
     for job in wrong_colour_jobs(1):
         assert job.instruction != TASKS[job.task].instruction
-
-
-def test_a_repeated_number_is_counted_in_its_own_place() -> None:
-    still, moved = np.array([0.01] * 6 + [1.0]), np.array([0.02] + [0.01] * 5 + [1.0])
-    same, pairs = repeats([still, still, moved])
-    assert (same.tolist(), pairs) == ([1.0] + [2.0] * 6, 2)

@@ -17,6 +17,8 @@ TEXT = """Robot is what the robot's machine computes before it sends and after i
 says it took; wire is the rest of the round trip over the link, protocol included. `same answers` counts frames whose
 whole answer is the reference's ({reference}), `same tokens` the tokens one by one; some ways promise them, the others
 change pixels or round the embedding. {verdict}"""
+_NOTHING_PROMISED = """None does here: only where all ways are known to compute in fp32 do they owe
+each other's tokens, because PyTorch encodes in its backbone's precision and the split in float32."""
 TITLE = "The same frame, every way to an action, milliseconds "  # over what
 LEAST_KEPT = 0.9  # share of tokens that a lossy way must keep where no JPEG was measured to hold it against
 
@@ -82,8 +84,11 @@ def section(
     measured: Sequence[Measured],
     name: str = "alternatives",
     title: str = TITLE + "over loopback",
+    *,
+    promised: bool = True,
 ) -> Section:
-    reference = _reference(measured)
+    """promised: the exact ways owe the reference's tokens; without it the exact split is what all are held against."""
+    reference = _reference(measured) if promised else _exact_split(measured)
     rows, metrics = [], {}
     for way in measured:
         metrics[way.name] = way.total
@@ -97,11 +102,12 @@ def section(
                 *(f"{way.median(part):.1f}" for part in _PARTS.values()),
                 f"{same} of {len(way.answers)}",
                 f"{tokens_kept(way, reference):.0%}",
-                "promised" if way.family.exact else "",
+                "promised" if way.family.exact and promised else "",
             )
         )
-    wrong = differing(measured)
+    wrong = differing(measured) if promised else []
     verdict = f"NOT THE SAME: {', '.join(wrong)}." if wrong else "All of these are the same here."
+    verdict = verdict if promised else _NOTHING_PROMISED
     if lost := sum(way.lost for way in measured):
         verdict += f" {lost} calls were lost on the way and made again."
     return Section(
@@ -150,11 +156,16 @@ def tokens_kept(way: Measured, reference: Measured) -> float:
 
 def worth_choosing(measured: Sequence[Measured]) -> list[Measured]:
     """Without rungs that keep fewer tokens than a JPEG does: they are fast, and what they make is another action."""
-    reference = _reference(measured)
+    reference = _exact_split(measured)
     jpegs = [tokens_kept(way, reference) for way in measured if way.family is Family.JPEG]
-    least = min(jpegs, default=LEAST_KEPT)
+    least = max(jpegs, default=LEAST_KEPT)  # a JPEG that PyTorch encodes loses tokens by another precision too
     return [way for way in measured if way.family is not Family.LOSSY or tokens_kept(way, reference) >= least]
 
 
 def _reference(measured: Sequence[Measured]) -> Measured:
     return next(way for way in measured if way.family.exact)
+
+
+def _exact_split(measured: Sequence[Measured]) -> Measured:
+    """What a rung changes is told by the same engines without it; without the split, by the reference."""
+    return next((way for way in measured if way.family is Family.SPLIT), _reference(measured))

@@ -58,6 +58,11 @@ class Fleet:
         return len(self.latencies_ms) / self.seconds
 
     @property
+    def accepted(self) -> float:
+        """Draft tokens that were right, an answer; 0 without one."""
+        return sum(robot.accepted for robot in self.robots) / max(1, len(self.latencies_ms))
+
+    @property
     def fairness(self) -> float:
         """Jain's index of the robots' answers: 1 when all got the same, 1/n when one got everything."""
         counts = [len(robot.latencies_ms) for robot in self.robots]

@@ -69,4 +69,6 @@ def _record(bundle: Path, unnorm_key: str | None, frames: Sequence[Image], instr
         scheme=int(rung.scheme),
         shape=(spec.patches, spec.embed_dim),
         payloads=tuple(files),
+        vocab_size=spec.action_vocab_size,
+        bins=spec.action_bins,
     )

@@ -35,7 +35,8 @@ JPEG did: a smaller one would be faster still, with another action."""
 _DRIVE_TEXT = """Simulated for {duration:g} s with one call in flight and a frame every {period:.0f} ms: actions a
 second, and the share of {hz:g} Hz ticks with a new action whose frame is at most {age:.0f} ms old. A call is given up
 {deadline:.0f} ms after its frame."""
-_TRACE_TEXT = f" Round trip {_TRACE_RTT_MS:g} ms; the uplink follows the trace. The third number is the answers' p99."
+_TRACE_TEXT = f""" Round trip {_TRACE_RTT_MS:g} ms; the uplink follows the trace. The third number is the p99 of the
+answers that came, the fourth the share of calls that were given up: a p99 beside many of these is that of survivors."""
 _PROXY_TEXT = """Only the wire is compared, the round trip less what both machines say they computed, so that a busy
 machine does not blur it. The model starts from the first link's sockets, the proxy alone, because that is a TCP proxy
 in Python and costs milliseconds a megabyte itself; what is held against the sockets is what a link adds."""
@@ -129,7 +130,11 @@ def _rate_and_share(driven: Driven) -> str:
 
 
 def _with_tail(driven: Driven) -> str:
-    return "never" if driven.latency is None else f"{_rate_and_share(driven)}, {driven.latency.p99:,.0f} ms"
+    return (
+        "never"
+        if driven.latency is None
+        else (f"{_rate_and_share(driven)}, {driven.latency.p99:,.0f} ms, {driven.lost_share:.0%} lost")
+    )
 
 
 def read_traces(folder: Path) -> list[Link]:

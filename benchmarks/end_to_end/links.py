@@ -58,6 +58,12 @@ class Driven:
     fresh: float
     lost: int
 
+    @property
+    def lost_share(self) -> float:
+        """Of all calls; 0 without any."""
+        answered = 0 if self.latency is None else self.latency.n
+        return self.lost / max(1, answered + self.lost)
+
 
 @dataclass(frozen=True, slots=True)
 class Driving:

@@ -4,7 +4,7 @@
 
 It says "ready" when it is connected, is told on standard input when to start, and ends with one JSON object.
 It encodes nothing, so that the processors belong to the server that is measured. One call in flight, the newest frame
-wins, nothing is repeated: what EdgePolicy does, without the model.
+wins, nothing is repeated, the last answer is the draft of the next: what EdgePolicy does, without the model.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import psutil
 from splitvla_edge.link.calls import CameraPayload, InferCall
 from splitvla_edge.link.grpc_link import GrpcLink
 from splitvla_edge.link.security import Security
+from splitvla_shared.actions import detokenize
 from splitvla_shared.errors import LinkError
 from splitvla_shared.nouns import EncodedTensor, Scheme
 
@@ -33,8 +34,9 @@ _CONNECT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """payloads: files of one camera's payload each. offset_s: of its first call from the start, seconds: until the end.
+    """payloads: files of one camera's payload each. vocab_size, bins: of the action tokens.
 
+    offset_s: of its first call from the start, seconds: until the end.
     tls: files of authority, certificate and key, or none.
     """
 
@@ -45,6 +47,8 @@ class Job:
     scheme: int
     shape: tuple[int, int]
     payloads: tuple[str, ...]
+    vocab_size: int = 32000
+    bins: int = 256
     control_hz: float = 5.0
     deadline_s: float = 1.0
     name: str = ""
@@ -65,7 +69,7 @@ class Job:
 class Told:
     """What a robot saw. latencies_ms: of each answer. at_s, missed_at_s: after the start, of answers, misses.
 
-    model_ms: of each answer, what the server says that the model took.
+    model_ms: of each answer, what the server says that the model took. accepted: draft tokens that were right, in all.
     """
 
     latencies_ms: tuple[float, ...]
@@ -75,6 +79,7 @@ class Told:
     rss_bytes: int
     missed_at_s: tuple[float, ...] = ()
     model_ms: tuple[float, ...] = ()
+    accepted: int = 0
 
     @classmethod
     def read(cls, text: str) -> Told:
@@ -92,6 +97,8 @@ def drive(job: Job, ready: Callable[[], float]) -> Told:
     misses: Counter[str] = Counter()
     missed_at: list[float] = []
     model: list[float] = []
+    draft: tuple[int, ...] = ()
+    accepted = 0
     with GrpcLink(job.server, security=Security(*map(Path, job.tls)) if job.tls else None) as link:
         link.describe(_CONNECT_S)
         session, frame, period = secrets.randbits(64), 0, 1 / job.control_hz
@@ -106,7 +113,7 @@ def drive(job: Job, ready: Callable[[], float]) -> Told:
             frame = int((now - first) / period) + 1  # frames that were missed meanwhile are gone
             started = time.monotonic()
             try:
-                stages = link.infer(_call(job, session, frame, tensors), job.deadline_s).stages
+                reply = link.infer(_call(job, session, frame, tensors, draft), job.deadline_s)
             except LinkError as error:
                 misses[type(error).__name__] += 1
                 missed_at.append(time.monotonic() - begin)
@@ -114,14 +121,17 @@ def drive(job: Job, ready: Callable[[], float]) -> Told:
                 ended = time.monotonic()
                 latencies.append((ended - started) * 1e3)
                 at.append(ended - begin)
-                model.append(stages.prefill_ms + stages.decode_ms)
+                model.append(reply.stages.prefill_ms + reply.stages.decode_ms)
+                accepted += reply.accepted_draft_tokens
+                clipped = detokenize(reply.tokens, vocab_size=job.vocab_size, bins=job.bins).clipped
+                draft = () if clipped else reply.tokens
     process = psutil.Process()
     cpu_s = sum(process.cpu_times()[:2]) - cpu_before
     rss = process.memory_info().rss
-    return Told(tuple(latencies), tuple(at), dict(misses), cpu_s, rss, tuple(missed_at), tuple(model))
+    return Told(tuple(latencies), tuple(at), dict(misses), cpu_s, rss, tuple(missed_at), tuple(model), accepted)
 
 
-def _call(job: Job, session: int, frame: int, tensors: Sequence[EncodedTensor]) -> InferCall:
+def _call(job: Job, session: int, frame: int, tensors: Sequence[EncodedTensor], draft: tuple[int, ...]) -> InferCall:
     return InferCall(
         fingerprint=job.fingerprint,
         session=session,
@@ -130,6 +140,7 @@ def _call(job: Job, session: int, frame: int, tensors: Sequence[EncodedTensor]) 
         instruction=job.instruction,
         cameras=(CameraPayload("camera0", tensors[frame % len(tensors)]),),
         action_dims=job.action_dims,
+        draft_tokens=draft,
     )
 
 

@@ -122,7 +122,9 @@ class Run:
 
     def _alternatives(self) -> None:
         over = "over the link to the server" if self._there else "over loopback"
-        self.sections.append(alternatives.section(self.measured, title=alternatives.TITLE + over))
+        self.sections.append(
+            alternatives.section(self.measured, title=alternatives.TITLE + over, promised=self._site.promises)
+        )
         figures.draw_alternatives(self.measured, self._request.out / "alternatives.png", self._request.model)
 
     def _policy(self) -> None:
@@ -136,7 +138,7 @@ class Run:
             with self._watch.phase("its ways, round by round", _policy_s(plan)) as step:
                 self.of_policy = measure(ways, images, trained_policy.INSTRUCTION, plan.frames, step)
         title = "A trained policy with a calibrated codec, every way to an action, milliseconds over loopback"
-        self.sections.append(alternatives.section(self.of_policy, "policy", title))
+        self.sections.append(alternatives.section(self.of_policy, "policy", title, promised=self._site.promises))
         self.sections.append(
             link_tables.choice_section(worth_choosing(self.of_policy), "policy-links", "A trained policy")
         )

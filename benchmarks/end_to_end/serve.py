@@ -12,19 +12,30 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.end_to_end.whole import ENGINES, EngineSettings, Whole, open_whole
 from splitvla_shared.addresses import split_address
 from splitvla_shared.command_line import run_command
 from splitvla_shared.errors import ConfigError
 
+if TYPE_CHECKING:
+    import uvicorn
 
-def _serve_rest(whole: Whole, listener: socket.socket) -> None:
+
+_KEEP_ALIVE_S = 600  # a round of all ways takes longer than uvicorn's 5 s: each call would connect anew
+
+
+def rest_server(whole: Whole) -> uvicorn.Server:
     import uvicorn
 
     from benchmarks.end_to_end.rest import build_app
 
-    uvicorn.Server(uvicorn.Config(build_app(whole), log_level="error")).run(sockets=[listener])
+    return uvicorn.Server(uvicorn.Config(build_app(whole), log_level="error", timeout_keep_alive=_KEEP_ALIVE_S))
+
+
+def _serve_rest(whole: Whole, listener: socket.socket) -> None:
+    rest_server(whole).run(sockets=[listener])
 
 
 def _serve_websocket(whole: Whole, listener: socket.socket) -> None:

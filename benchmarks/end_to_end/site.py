@@ -46,7 +46,8 @@ class Baselines:
 class Site:
     """edge_bundle, server: the split. checkpoint, bundles: of the whole model on this machine, None without one.
 
-    threads: of the robot's arithmetic. pids: of the servers that run here, by name, for CPU and memory.
+    threads: of the robot's arithmetic, None for all cores. pids: of the servers that run here, by name, for CPU and
+    memory.
     """
 
     edge_bundle: Path
@@ -61,6 +62,15 @@ class Site:
     checkpoint: Path | None = None
     bundles: Path | None = None
     pids: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def promises(self) -> bool:
+        """Whether all exact ways owe the same tokens.
+
+        PyTorch encodes in its backbone's precision and the split in float32, so that they agree in fp32 alone; and a
+        server elsewhere doesn't say how its baselines were started.
+        """
+        return self.bundles is not None and self.precision == "fp32"
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ class Family(enum.Enum):
 
     @property
     def exact(self) -> bool:
-        """Promises the reference's tokens in its precision; the others change pixels or round the embedding."""
+        """Gives the reference's tokens where both compute in fp32; the others change pixels or round the embedding."""
         return self in (Family.RAW, Family.SPLIT, Family.LOCAL)
 
 
