@@ -239,6 +239,58 @@ def test_a_frame_that_shows_nothing_is_never_the_newest_and_soon_a_fault(
         camera.close()
 
 
+class Odd:
+    """A device that raises, or gives something that is no picture, where it is told to; released it raises too."""
+
+    def __init__(self, reads: list[Any]) -> None:
+        self.reads = reads
+
+    def read(self) -> tuple[bool, Any]:
+        given = self.reads.pop(0)
+        if isinstance(given, Exception):
+            raise given
+        return True, given
+
+    def release(self) -> None:
+        raise OSError("gone already")
+
+
+@pytest.mark.parametrize(
+    ("first", "fault"),
+    [
+        (RuntimeError("no device connected"), "RuntimeError: no device connected"),
+        (Odd([SCENE, TimeoutError("no frame in 5 s")]), "TimeoutError: no frame in 5 s"),
+        (Odd([SCENE, b"jpeg"]), "AttributeError: 'bytes' object"),
+    ],
+)
+def test_a_camera_whose_driver_raises_says_so_and_is_opened_again(first: Exception | Odd, fault: str) -> None:
+    opened, reopen, back = threading.Semaphore(0), threading.Event(), Pictures([SCENE, SCENE + 1])
+    devices = [first, back]
+
+    def open_capture(_: CameraSettings) -> Odd | Pictures:
+        opened.release()
+        if len(devices) == 1:
+            assert reopen.wait(5.0)
+        device = devices.pop(0)
+        if isinstance(device, Exception):
+            raise device
+        return device
+
+    camera = LiveCamera(CameraSettings(), open_capture=open_capture)
+    try:
+        assert opened.acquire(timeout=5.0)
+        assert opened.acquire(timeout=5.0), "opened again"
+        with pytest.raises(RobotError, match=f"camera 0 raised {fault}"):
+            camera.latest(0.0)
+        reopen.set()
+        assert back.all_read.wait(5.0)
+        assert camera.latest(0.0) is not None
+    finally:
+        reopen.set()
+        back.unplugged.set()
+        camera.close()
+
+
 def test_camera_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigError):
         CameraSettings(device="")
