@@ -30,7 +30,8 @@ class ActionSpace:
     """Declared by every robot adapter; there is no default.
 
     low, high: limits of each dimension, in the robot's units, gripper included. gripper: index of the dimension that
-    is the gripper's absolute target, None without one. gripper_start: the target until the first command or reading.
+    is the gripper's absolute target, None without one. gripper_start: the target of a robot that is ready and measures
+    no opening, until the first command.
     max_speed: units a second of each dimension. An absolute space must declare it, because its limits say nothing about
     how far away a target may be; deltas and velocities that declare none are bounded by their limits.
     """
@@ -96,14 +97,17 @@ class ActionSpace:
         return self.bounded(position)
 
     def hold(
-        self, last: tuple[float, ...] | None, position: tuple[float, ...] | None, gripper: float, ramp: float
+        self, last: tuple[float, ...] | None, position: tuple[float, ...] | None, gripper: float | None, ramp: float
     ) -> tuple[float, ...]:
         """The command that keeps the robot still.
 
         last: the last action or set point, None without one. position: the measured pose. gripper: its target, which
-        is kept. ramp: 1 at the moment of the last motion, falling to 0; only a velocity uses it.
-        Empty when an absolute space has neither a last set point nor a measured pose inside its limits.
+        is kept; None while nobody knows it. ramp: 1 at the moment of the last motion, falling to 0; only a velocity
+        uses it. Empty when an absolute space has neither a last set point nor a measured pose inside its limits, and
+        when the space has a gripper whose target is not known: any number might open it.
         """
+        if self.gripper is not None and gripper is None:
+            return ()
         if self.kind is Kind.ABSOLUTE:
             still = last or self.set_point_at(position)
             if still is None:
@@ -113,6 +117,6 @@ class ActionSpace:
         else:
             still = (0.0,) * self.dims
         values = list(still)
-        if self.gripper is not None:
+        if self.gripper is not None and gripper is not None:
             values[self.gripper] = gripper
         return self.bounded(tuple(values))
