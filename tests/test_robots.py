@@ -18,7 +18,6 @@ from PIL import Image as PillowImage
 from splitvla_edge.daemon.run import RunSettings
 from splitvla_edge.fallback import Command, State
 from splitvla_edge.robots import ROBOTS, find_world, open_camera, open_robot
-from splitvla_edge.robots.action_space import ActionSpace, Kind
 from splitvla_edge.robots.camera import CameraSettings, LiveCamera
 from splitvla_edge.robots.replay import CommandRecorder, ReplayCamera, ReplaySettings
 from splitvla_shared.errors import ConfigError, RobotError
@@ -316,20 +315,3 @@ def test_every_robot_of_the_table_declares_its_action_space(name: str, folder: P
     robot.close()
     if name == "replay":
         open_camera(settings).close()
-
-
-@pytest.mark.parametrize(
-    "space",
-    [
-        lambda: ActionSpace(Kind.DELTA_EE, (), ()),
-        lambda: ActionSpace(Kind.DELTA_EE, (-1.0,), (1.0, 1.0)),
-        lambda: ActionSpace(Kind.DELTA_EE, (-1.0,), (1.0,), gripper=1),
-        lambda: ActionSpace(Kind.DELTA_EE, (0.5,), (1.0,)),
-        lambda: ActionSpace(Kind.VELOCITY, (-1.0,), (-0.5,)),
-        lambda: ActionSpace(Kind.ABSOLUTE, (1.0,), (-1.0,)),
-        lambda: ActionSpace(Kind.ABSOLUTE, (-math.inf,), (1.0,)),
-    ],
-)
-def test_an_action_space_in_which_the_robot_can_t_hold_still_is_refused(space: Any) -> None:
-    with pytest.raises(ConfigError, match="action space"):
-        space()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass, field
+import operator
+from dataclasses import dataclass
 
 from splitvla_shared.errors import ConfigError
 
@@ -41,10 +42,12 @@ class ActionSpace:
     high: tuple[float, ...]
     gripper: int | None = None
     gripper_start: float = 0.0
-    names: tuple[str, ...] = field(default=())
     max_speed: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.kind, Kind):
+            raise ConfigError(f"action space: kind is {self.kind!r:.40}; expected one of {', '.join(map(str, Kind))}")
+        self._make_plain()
         if len(self.low) != len(self.high) or not self.low:
             raise ConfigError(f"action space: {len(self.low)} lower and {len(self.high)} upper limits must agree")
         if self.gripper is not None and not 0 <= self.gripper < len(self.low):
@@ -55,6 +58,22 @@ class ActionSpace:
             if not (math.isfinite(low) and math.isfinite(high) and low <= high and still):
                 raise ConfigError(f"action space: limits {low}..{high} of dimension {index} make no sense")
         self._check_speed()
+
+    def _make_plain(self) -> None:
+        """Plain numbers, whatever kind of array an adapter gives: ticks compare them, and a file holds them."""
+        try:
+            for name in ("low", "high", "max_speed"):
+                object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+            object.__setattr__(self, "gripper_start", float(self.gripper_start))
+            if self.gripper is not None:
+                object.__setattr__(self, "gripper", operator.index(self.gripper))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"action space: {error}; low, high and max_speed are rows of numbers, gripper is a whole number or "
+                "None, gripper_start a number"
+            ) from error
+        if not math.isfinite(self.gripper_start):
+            raise ConfigError(f"action space: gripper_start is {self.gripper_start}; expected the gripper's target")
 
     def _check_speed(self) -> None:
         if not self.max_speed and self.kind is not Kind.ABSOLUTE:
