@@ -130,6 +130,27 @@ def test_the_page_s_arm_moves_holds_when_its_driver_fails_and_is_stopped_at_the_
     assert told[-1] == ["halt"]
 
 
+def test_the_page_s_arm_is_halted_once_in_a_safe_stop_and_told_nothing_more_until_the_reset(
+    tiny_bundles: Path, server: str, folder: Path
+) -> None:
+    with _run(tiny_bundles, server, folder) as daemon:
+        daemon.wait_for(moving)
+        (folder / "pressed").touch()
+        first = daemon.wait_for(lambda record: record.state == "SAFE_STOP")
+        daemon.wait_for(lambda record: record.tick >= first.tick + 5)
+        before = _told(folder)
+        (folder / "pressed").unlink()
+        last = daemon.records[-1].tick
+        daemon.wait_for(lambda record: record.tick >= last + 2)  # one that began without the e-stop
+        daemon.process.send_signal(signal.SIGUSR1)
+        daemon.wait_for(moving)
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.finish()
+    halts = [index for index, each in enumerate(_told(folder)) if each == ["halt"]]
+    assert before[halts[0] :] == [["halt"]]
+    assert len(halts) == 2, "in the stop, and at the end"
+
+
 def test_a_robot_that_does_not_take_the_last_stop_is_said_aloud(tiny_bundles: Path, server: str, folder: Path) -> None:
     with _run(tiny_bundles, server, folder) as daemon:
         daemon.wait_for(moving)
