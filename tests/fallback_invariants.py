@@ -18,7 +18,8 @@ class Watch:
 
     machine: FallbackMachine
     ticks: int = 0
-    gripper: float = 0.0
+    gripper: float | None = None
+    gripper_commanded: bool = False
     last_sequence: int = 0
     last_epoch: int = 1
     settled_at: float = -math.inf
@@ -32,9 +33,6 @@ class Watch:
     rung: int = 0
     history: list[tuple[float, TickInputs, Command, Hint]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.gripper = self.machine.space.gripper_start
-
     def tick(self, now: float, inputs: TickInputs) -> Command:
         before = self.machine.state
         command = self.machine.tick(now, inputs)
@@ -43,8 +41,9 @@ class Watch:
         for reply in inputs.replies:
             if isinstance(reply, Chunk):
                 self.epochs.setdefault(reply.sequence, set()).add(reply.epoch)
-        self._check_numbers(command)
         taken = inputs.estop or not inputs.robot_ready or not inputs.enabled
+        self._see_gripper(inputs, taken)
+        self._check_numbers(command)
         if self.machine.space.kind is Kind.ABSOLUTE:
             self._check_set_point(now, inputs, command, taken)
         self._check_states(now, inputs, before, command)
@@ -69,18 +68,26 @@ class Watch:
         elif self.box is None or max(abs(a - b) for a, b in zip(position, self.box[0], strict=True)) > tolerance:
             self.box = (position, now)
 
+    def _see_gripper(self, inputs: TickInputs, taken: bool) -> None:
+        if inputs.gripper is not None and math.isfinite(inputs.gripper) and not self.gripper_commanded:
+            self.gripper = inputs.gripper
+        elif not taken and self.gripper is None:
+            self.gripper = self.machine.space.gripper_start
+
     def _check_numbers(self, command: Command) -> None:
         space = self.machine.space
+        unknown = space.gripper is not None and self.gripper is None
         assert command.tick == self.ticks  # 1
-        if command.values or space.kind is not Kind.ABSOLUTE:
+        if command.values or not (space.kind is Kind.ABSOLUTE or unknown):
             assert len(command.values) == space.dims
+        assert not (command.values and unknown)  # 7
         assert all(map(math.isfinite, command.values))  # 2
         assert command.values == (space.bounded(command.values) if command.values else ())  # 2
         if command.motion and space.gripper is not None:
-            self.gripper = command.values[space.gripper]
+            self.gripper, self.gripper_commanded = command.values[space.gripper], True
         elif command.values and space.gripper is not None:
             assert command.values[space.gripper] == self.gripper  # 7
-        if not command.motion and space.kind in (Kind.DELTA_EE, Kind.DELTA_JOINT):
+        if command.values and not command.motion and space.kind in (Kind.DELTA_EE, Kind.DELTA_JOINT):
             assert all(v == 0.0 for i, v in enumerate(command.values) if i != space.gripper)  # 7
 
     def _check_set_point(self, now: float, inputs: TickInputs, command: Command, taken: bool) -> None:

@@ -70,7 +70,7 @@ def test_the_first_valid_action_arms_the_machine_and_is_executed() -> None:
 )
 def test_init_stays_disarmed_until_everything_is_ready(changes: dict[str, Any], cause: Event) -> None:
     bench = Bench()
-    command = bench.step(bench.reply(), **changes)
+    command = bench.step(bench.reply(), **changes, gripper=0.5)
     assert (command.state, command.cause) == (State.INIT, cause.value)
     assert still(command, 0.5)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -134,6 +135,27 @@ def test_a_reset_keeps_the_gripper_s_target_which_was_commanded_and_not_its_open
     bench.step(estop=True, gripper=0.35)
     held = [bench.step(reset=True, gripper=0.35), bench.step(gripper=0.35)]
     assert [command.values[2] for command in held] == [0.0, 0.0]
+
+
+def test_a_gripper_of_which_nobody_knows_anything_is_told_nothing_until_the_robot_takes_commands() -> None:
+    """After a restart it may hold an object, and `gripper_start` may open it."""
+    bench = Bench()
+    for away in ({"robot_ready": False}, {"enabled": False}, {"robot_ready": False, "gripper": math.nan}):
+        assert bench.step(**away).values == ()
+    assert bench.step(robot_ready=False, gripper=0.3).values == (0.0, 0.0, 0.3), "measured: kept"
+    assert bench.step(robot_ready=False).values == (0.0, 0.0, 0.3)
+    silent = Bench()
+    assert silent.step().values == (0.0, 0.0, 0.5), "one that takes commands and measures none: as declared"
+    assert silent.step(robot_ready=False).values == (0.0, 0.0, 0.5)
+    stopped = Bench().step(estop=True, robot_ready=False)
+    assert (stopped.values, stopped.stop) == ((), True)
+
+
+def test_an_opening_that_is_no_number_is_not_the_gripper_s_target() -> None:
+    bench = Bench()
+    bench.step(gripper=0.7)
+    assert bench.step(gripper=math.nan).values[2] == 0.7
+    assert bench.step(gripper=math.inf).values[2] == 0.7
 
 
 def test_a_velocity_ramps_to_zero() -> None:

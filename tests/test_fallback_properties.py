@@ -134,6 +134,8 @@ class Histories(RuleBasedStateMachine):
                 {"lateness_s": 0.2},
                 {"reset": True},
                 {"position": None},
+                {"gripper": 0.2},
+                {"gripper": _NAN, "robot_ready": False},
             )
         ),
         ticks=st.integers(1, 3),

@@ -163,7 +163,10 @@ def test_a_first_target_that_is_too_far_from_the_measured_pose_is_not_followed()
 
 def test_an_absolute_target_is_not_followed_by_a_robot_whose_pose_nobody_knows() -> None:
     bench = Bench(ABSOLUTE, dt=0.05)
-    assert not bench.step(bench.reply(actions=((0.0, 0.0),)), position=None).motion
+    for _ in range(3):
+        command = bench.step(bench.reply(age=0.02, actions=((0.0, 0.0),)), position=None)
+        assert (command.state, command.cause, command.values) == (State.INIT, Event.UNPLACED.value, ())
+    assert bench.step(bench.reply(age=0.02, actions=((0.0, 0.0),))).motion
 
 
 def test_probes_are_small_and_kept_apart_by_a_jittered_gap() -> None:

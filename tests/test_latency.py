@@ -37,7 +37,6 @@ def model(*answers: Chunk) -> LatencyModel:
 
 def test_nothing_is_predicted_from_fewer_than_eight_replies() -> None:
     assert model(*[answer(LARGE, 40.0)] * 7).predict_ms(LARGE) is None
-    assert model(*[answer(LARGE, 40.0)] * 7).stages() is None
     assert model(*[answer(LARGE, 40.0)] * 8).predict_ms(LARGE) == pytest.approx(110.0)
 
 
@@ -82,12 +81,6 @@ def test_what_a_rung_taught_long_ago_is_forgotten() -> None:
     assert known.measured()
     known.add(200.0, answer(LARGE, 50.0))
     assert not known.measured()
-
-
-def test_stages_say_which_part_is_slow() -> None:
-    stages = model(*[answer(LARGE, 20.0, server_ms=400.0)] * 8).stages()
-    assert stages is not None
-    assert (stages.network_ms, stages.server_ms, stages.total_ms) == pytest.approx((20.0, 400.0, 430.0))
 
 
 # --- what the server says of its queue: an answer takes 30 ms there, and here usually waits for 30 ms -----------------

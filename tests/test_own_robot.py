@@ -22,7 +22,7 @@ from splitvla_edge.robots import find_world, open_robot
 from splitvla_edge.robots.action_space import ActionSpace, Kind
 from splitvla_edge.robots.base import RobotState
 from splitvla_edge.robots.camera import LiveCamera
-from splitvla_edge.robots.device import DeviceCamera, DeviceRobot
+from splitvla_edge.robots.device import DeviceRobot
 from splitvla_edge.robots.kinds import RobotKind
 from splitvla_edge.robots.own import own_kind
 from splitvla_shared.bundle import open_bundle
@@ -128,6 +128,27 @@ def test_the_page_s_arm_moves_holds_when_its_driver_fails_and_is_stopped_at_the_
     assert any(not latch and any(delta) for _, delta, _, latch in moves)
     assert all(abs(value) <= limit for _, delta, *_ in moves for value, limit in zip(delta, LIMITS, strict=True))
     assert told[-1] == ["halt"]
+
+
+def test_the_page_s_arm_is_halted_once_in_a_safe_stop_and_told_nothing_more_until_the_reset(
+    tiny_bundles: Path, server: str, folder: Path
+) -> None:
+    with _run(tiny_bundles, server, folder) as daemon:
+        daemon.wait_for(moving)
+        (folder / "pressed").touch()
+        first = daemon.wait_for(lambda record: record.state == "SAFE_STOP")
+        daemon.wait_for(lambda record: record.tick >= first.tick + 5)
+        before = _told(folder)
+        (folder / "pressed").unlink()
+        last = daemon.records[-1].tick
+        daemon.wait_for(lambda record: record.tick >= last + 2)  # one that began without the e-stop
+        daemon.process.send_signal(signal.SIGUSR1)
+        daemon.wait_for(moving)
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.finish()
+    halts = [index for index, each in enumerate(_told(folder)) if each == ["halt"]]
+    assert before[halts[0] :] == [["halt"]]
+    assert len(halts) == 2, "in the stop, and at the end"
 
 
 def test_a_robot_that_does_not_take_the_last_stop_is_said_aloud(tiny_bundles: Path, server: str, folder: Path) -> None:
@@ -274,22 +295,6 @@ def test_an_adapter_that_declares_no_action_space_is_refused() -> None:
         DeviceRobot("arm", arm)  # type: ignore[arg-type]
 
 
-def test_a_camera_s_own_errors_are_faults() -> None:
-    class Camera:
-        def newest(self, now: float) -> tuple[float, int] | None:
-            raise OSError("gone")
-
-        latest = exhausted = newest
-
-        def close(self) -> None:
-            raise OSError("gone")
-
-    camera = DeviceCamera("arm", Camera())  # type: ignore[arg-type]
-    for call in (camera.newest, camera.latest, camera.exhausted, lambda _: camera.close()):
-        with pytest.raises(RobotError, match=r"robot arm: camera\.\w+ raised OSError: gone"):
-            call(0.0)
-
-
 # --- doctor -----------------------------------------------------------------------------------------------------------
 
 
@@ -328,7 +333,7 @@ def test_doctor_compares_what_the_robot_takes_with_what_the_model_gives(folder: 
 
 
 def test_doctor_says_when_reading_the_robot_leaves_no_time_for_a_tick(folder: Path) -> None:
-    assert _examined("robot", robot="my_arm:ARM", control_hz=1000.0).verdict is Verdict.PASS
+    assert _examined("robot", lambda: 0.0, robot="my_arm:ARM", control_hz=1000.0).verdict is Verdict.PASS
     times = iter(range(1000))
     found = _examined("robot", lambda: next(times) * 0.15, robot="my_arm:ARM")
     assert found.verdict is Verdict.FAIL

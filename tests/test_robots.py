@@ -18,7 +18,6 @@ from PIL import Image as PillowImage
 from splitvla_edge.daemon.run import RunSettings
 from splitvla_edge.fallback import Command, State
 from splitvla_edge.robots import ROBOTS, find_world, open_camera, open_robot
-from splitvla_edge.robots.action_space import ActionSpace, Kind
 from splitvla_edge.robots.camera import CameraSettings, LiveCamera
 from splitvla_edge.robots.replay import CommandRecorder, ReplayCamera, ReplaySettings
 from splitvla_shared.errors import ConfigError, RobotError
@@ -239,6 +238,58 @@ def test_a_frame_that_shows_nothing_is_never_the_newest_and_soon_a_fault(
         camera.close()
 
 
+class Odd:
+    """A device that raises, or gives something that is no picture, where it is told to; released it raises too."""
+
+    def __init__(self, reads: list[Any]) -> None:
+        self.reads = reads
+
+    def read(self) -> tuple[bool, Any]:
+        given = self.reads.pop(0)
+        if isinstance(given, Exception):
+            raise given
+        return True, given
+
+    def release(self) -> None:
+        raise OSError("gone already")
+
+
+@pytest.mark.parametrize(
+    ("first", "fault"),
+    [
+        (RuntimeError("no device connected"), "RuntimeError: no device connected"),
+        (Odd([SCENE, TimeoutError("no frame in 5 s")]), "TimeoutError: no frame in 5 s"),
+        (Odd([SCENE, b"jpeg"]), "AttributeError: 'bytes' object"),
+    ],
+)
+def test_a_camera_whose_driver_raises_says_so_and_is_opened_again(first: Exception | Odd, fault: str) -> None:
+    opened, reopen, back = threading.Semaphore(0), threading.Event(), Pictures([SCENE, SCENE + 1])
+    devices = [first, back]
+
+    def open_capture(_: CameraSettings) -> Odd | Pictures:
+        opened.release()
+        if len(devices) == 1:
+            assert reopen.wait(5.0)
+        device = devices.pop(0)
+        if isinstance(device, Exception):
+            raise device
+        return device
+
+    camera = LiveCamera(CameraSettings(), open_capture=open_capture)
+    try:
+        assert opened.acquire(timeout=5.0)
+        assert opened.acquire(timeout=5.0), "opened again"
+        with pytest.raises(RobotError, match=f"camera 0 raised {fault}"):
+            camera.latest(0.0)
+        reopen.set()
+        assert back.all_read.wait(5.0)
+        assert camera.latest(0.0) is not None
+    finally:
+        reopen.set()
+        back.unplugged.set()
+        camera.close()
+
+
 def test_camera_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigError):
         CameraSettings(device="")
@@ -264,20 +315,3 @@ def test_every_robot_of_the_table_declares_its_action_space(name: str, folder: P
     robot.close()
     if name == "replay":
         open_camera(settings).close()
-
-
-@pytest.mark.parametrize(
-    "space",
-    [
-        lambda: ActionSpace(Kind.DELTA_EE, (), ()),
-        lambda: ActionSpace(Kind.DELTA_EE, (-1.0,), (1.0, 1.0)),
-        lambda: ActionSpace(Kind.DELTA_EE, (-1.0,), (1.0,), gripper=1),
-        lambda: ActionSpace(Kind.DELTA_EE, (0.5,), (1.0,)),
-        lambda: ActionSpace(Kind.VELOCITY, (-1.0,), (-0.5,)),
-        lambda: ActionSpace(Kind.ABSOLUTE, (1.0,), (-1.0,)),
-        lambda: ActionSpace(Kind.ABSOLUTE, (-math.inf,), (1.0,)),
-    ],
-)
-def test_an_action_space_in_which_the_robot_can_t_hold_still_is_refused(space: Any) -> None:
-    with pytest.raises(ConfigError, match="action space"):
-        space()

@@ -47,18 +47,22 @@ def test_episodes_are_run_to_their_end_and_recorded(tiny_bundles: Path, server: 
         code, out, err = daemon.finish()
     assert code == 0, err
     episodes = read_episodes(tmp_path / "run")
-    assert [(each.number, each.seed, each.outcome, each.steps) for each in episodes] == [
-        (0, 70, Outcome.TIMEOUT, 20),
-        (1, 71, Outcome.TIMEOUT, 20),
+    assert [(each.number, each.seed, each.outcome) for each in episodes] == [
+        (0, 70, Outcome.TIMEOUT),
+        (1, 71, Outcome.TIMEOUT),
     ]
-    assert "episode 1, seed 71: not done in 20 steps" in out
+    # A busy machine's commands may be overtaken: the world goes on by all of them, and draws after the newest only.
+    assert all(each.steps >= 20 for each in episodes)
+    assert f"episode 1, seed 71: not done in {episodes[1].steps} steps" in out
     settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
     assert settings["instruction"] == "push the puck to the green goal", "the task's own, where none is given"
     records = read_steps(tmp_path / "run" / STEPS_FILE)
     between = [record for record in records if record.cause == "robot or perception not ready" and record.t > 0]
     assert between, "no action of the old episode's pictures is executed in the new one"
     pictures = {int(path.stem) for path in (tmp_path / "run" / PICTURES).glob("*.jpg")}
-    assert {record.tick for record in records if record.state == "NOMINAL"} <= pictures
+    actions = {record.tick for record in records if record.state == "NOMINAL"}
+    executed = sum(each.motions for each in episodes)
+    assert 0 < executed <= len(actions & pictures)
 
 
 @needs_world

@@ -30,6 +30,7 @@ PICTURE = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 EXAMPLES: list[Message] = [
     Act(7, 2, True, (0.5, -0.25)),
     Act(8, 2, False, (0.0, 1.0)),
+    Act(9, 2, False, ()),
     Status(2, 31),
     Status(2, 32, (0.1, 0.6, 0.2)),
     Episode(2, 9, Outcome.SUCCESS, 31, 30, 1),

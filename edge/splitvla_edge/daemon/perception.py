@@ -13,6 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -142,19 +143,22 @@ class Perception:
         self._last_frame = self._last_reported = -1
 
     def run(self) -> None:
-        """Step until the control process is gone. Raises what makes a restart pointless: see `step`."""
-        threads = [threading.Thread(target=self._listen_on, name="listener", daemon=True)]
-        if self._local is not None:
-            threads.append(threading.Thread(target=self._act_locally_on, name="local", daemon=True))
-        for thread in threads:
-            thread.start()
-        try:
-            while not self.closed.is_set():
-                self.step()
-        finally:
-            self.closed.set()
-            for thread in threads:
-                thread.join()
+        """Step until the control process is gone. Raises what makes a restart pointless (see `step`), or what ended
+        the listener.
+        """
+        acting = threading.Thread(target=self._act_locally_on, name="local", daemon=True)
+        with ThreadPoolExecutor(1, "listener") as pool:
+            listening = pool.submit(self._listen_on)
+            if self._local is not None:
+                acting.start()
+            try:
+                while not self.closed.is_set():
+                    self.step()
+            finally:
+                self.closed.set()
+                if self._local is not None:
+                    acting.join()
+        listening.result()
 
     def step(self) -> None:
         """Connect, or use the newest frame, or wait a moment.
@@ -177,19 +181,22 @@ class Perception:
         self._pause(_IDLE_S)
 
     def listen(self) -> None:
-        """Take the newest hint, and report the camera's newest frame."""
+        """Take the newest hint, and report the camera's newest frame. Raises ChannelError where that can't be sent."""
         try:
             for message in self._channel.receive():
                 if isinstance(message, Hint):
                     self._hint = message
-            newest = self._camera.newest(self._clock())
-            if newest is not None and newest[1] > self._last_reported:
-                self._channel.send(FrameSeen(*newest))
-                self._last_reported = newest[1]
         except (ChannelClosed, ChannelError):
             self.closed.set()
+            return
+        try:
+            newest = self._camera.newest(self._clock())
         except RobotError as error:
             self._send(Miss(0, Outcome.FAULT, str(error)))
+            return
+        if newest is not None and newest[1] > self._last_reported:
+            self._send(FrameSeen(*newest))
+            self._last_reported = newest[1]
 
     def act_locally(self) -> None:
         """Have the local policy act on the newest frame, while control wants it."""
@@ -209,8 +216,11 @@ class Perception:
             return self._camera.latest(now)
 
     def _listen_on(self) -> None:
-        while not self.closed.wait(_LISTEN_S):
-            self.listen()
+        try:
+            while not self.closed.wait(_LISTEN_S):
+                self.listen()
+        finally:
+            self.closed.set()  # whatever it was that ended this: without a listener perception would act on an old hint
 
     def _send(self, message: Message) -> None:
         try:

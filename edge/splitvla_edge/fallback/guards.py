@@ -68,6 +68,12 @@ def _unproven(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
     return machine.account.has_action() and not proven
 
 
+def _unplaced(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
+    if machine.space.kind is not Kind.ABSOLUTE or not machine.account.has_action():
+        return False
+    return (inputs.position or machine.last_values) is None
+
+
 def _jump(machine: FallbackMachine, now: float, inputs: TickInputs) -> bool:
     chunk = machine.account.chunk
     if chunk is None or not machine.account.has_action():
@@ -138,6 +144,7 @@ GUARDS: tuple[tuple[Event, frozenset[State], Guard], ...] = (
     (Event.TOO_OLD, _ANY, _too_old),
     (Event.UNPROVEN, _HOLD, _unproven),
     (Event.CLEARING, _HOLD, _clearing),
+    (Event.UNPLACED, _ANY - _ATTACHED, _unplaced),
     (Event.JUMP, _ANY - _ATTACHED, _jump),
     (Event.RELIEVED, _LOCAL, _relieved),
     (Event.COASTING, _ANY, _coasting),

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from splitvla_edge.fallback.messages import Chunk
-from splitvla_shared.nouns import StageTimes
 
 MIN_REPLIES = 8
 _RUN = 8  # replies of one rung that its median is taken of
@@ -31,15 +30,14 @@ _QUEUE_MEMORY = 0.8  # of each reply at the next one: about five count
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One reply. age_ms: from the frame's capture to the finished action; network_ms and server_ms are parts of it.
+    """One reply. age_ms: from the frame's capture to the finished action; network_ms is a part of it.
 
-    queue_ms: part of server_ms.
+    queue_ms: how long it waited at the server.
     """
 
     wire_bytes: int
     age_ms: float
     network_ms: float
-    server_ms: float
     queue_ms: float
 
     @classmethod
@@ -48,7 +46,6 @@ class Sample:
             max(1, chunk.wire_bytes),
             (chunk.finished_at - chunk.captured_at) * 1e3,
             chunk.stages.network_ms,
-            server_ms(chunk.stages),
             chunk.stages.queue_ms,
         )
 
@@ -58,15 +55,6 @@ class Sample:
         per_byte = slope if slope is not None and slope < most else most
         ms, floor = self.age_ms + per_byte * (wire_bytes - self.wire_bytes), self.age_ms - self.network_ms
         return ms if ms > floor else floor
-
-
-@dataclass(frozen=True, slots=True)
-class Stages95:
-    """95th percentiles over the remembered replies, ms."""
-
-    total_ms: float
-    network_ms: float
-    server_ms: float
 
 
 class LatencyModel:
@@ -157,20 +145,6 @@ class LatencyModel:
         alike = [s for s in self._samples if s.wire_bytes >= 0.9 * larger][-_RUN:] or self._run
         most = _median([s.network_ms / s.wire_bytes for s in alike])
         return (most if self._slope is None else min(self._slope, most)) * (larger - smaller)
-
-    def stages(self) -> Stages95 | None:
-        """None with fewer than eight replies."""
-        if not self.ready():
-            return None
-        return Stages95(
-            p95([sample.age_ms for sample in self._samples]),
-            p95([sample.network_ms for sample in self._samples]),
-            p95([sample.server_ms for sample in self._samples]),
-        )
-
-
-def server_ms(stages: StageTimes) -> float:
-    return stages.decode_payload_ms + stages.queue_ms + stages.prefill_ms + stages.decode_ms
 
 
 def p95(values: list[float]) -> float:

@@ -59,7 +59,8 @@ class FallbackMachine:
         self._now = -math.inf
         self._absolute = space.kind is Kind.ABSOLUTE
         self._away_since = math.inf  # the robot takes no commands since then; inf: it does
-        self._gripper, self._gripper_commanded = space.gripper_start, False
+        self._gripper: float | None = None  # nobody knows yet what the gripper does, so that no target is sent
+        self._gripper_commanded = False
         self._stale, self._unready = Absence(), Absence()
         self.stale: bool = True
         self.unready: bool = True
@@ -163,6 +164,8 @@ class FallbackMachine:
 
     def _see_robot(self, now: float, inputs: TickInputs) -> None:
         """A robot that takes no commands may be moved by hand or homing, and the scene may be another one after it."""
+        if not self._gripper_commanded and inputs.gripper is not None and math.isfinite(inputs.gripper):
+            self._gripper = inputs.gripper
         if inputs.estop or not inputs.robot_ready or not inputs.enabled:
             self._away_since = min(self._away_since, now)
             away_s = now - self._away_since
@@ -171,6 +174,8 @@ class FallbackMachine:
                 self.last_values = None
             return
         self._away_since = math.inf
+        if self._gripper is None:
+            self._gripper = self.space.gripper_start  # a robot that takes commands and does not say its opening
         if self._absolute and self.last_values is None:
             # Once, and not after a driver's hiccup: a set point that follows a sagging arm would take it down.
             self.last_values = self.space.set_point_at(inputs.position)
@@ -276,8 +281,6 @@ class FallbackMachine:
         )
 
     def _hold(self, now: float, inputs: TickInputs) -> Command:
-        if not self._gripper_commanded and inputs.gripper is not None and math.isfinite(inputs.gripper):
-            self._gripper = inputs.gripper
         ramp = self._ramp(now)
         return Command(
             tick=self._tick,

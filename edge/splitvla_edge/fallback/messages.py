@@ -116,10 +116,11 @@ class TickInputs(NamedTuple):
 class Command:
     """What the robot gets on this tick.
 
-    values: dims finite numbers in the action space; empty only while an absolute space knows no pose to keep, and the
-    driver then sends nothing. motion: the values are an action of a policy; without it, a driver that can latch its
-    absolute pose should. stop: ask the driver for its own stop. sequence, index and age_s tell which action of which
-    reply it is: None unless motion, and in LOCAL `sequence` is None too.
+    values: dims finite numbers in the action space; empty only while an absolute space knows no pose to keep, or nobody
+    knows what the gripper of a robot that is not ready yet does; the driver then sends nothing. motion: the values are
+    an action of a policy; without it, a driver that can latch its absolute pose should. stop: ask the driver for its
+    own stop. sequence, index and age_s tell which action of which reply it is: None unless motion, and in LOCAL
+    `sequence` is None too.
     """
 
     tick: int

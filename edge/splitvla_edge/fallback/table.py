@@ -54,6 +54,7 @@ class Event(enum.Enum):
     TOO_OLD = "action too old"
     UNPROVEN = "resuming: link not proven yet"
     CLEARING = "resuming: cause of the hold not gone for long enough"
+    UNPLACED = "resuming: the robot reports no position, which its absolute targets need"
     JUMP = "resuming: first target too far from the robot's pose"
     RELIEVED = "link proven: the local policy gives up control"
     COASTING = "next chunk late: playing the rest of this one"
@@ -95,6 +96,7 @@ _ROWS: dict[Event, tuple[State, ...]] = {
     Event.TOO_OLD:         (_I, _H, _H, _H, _H, _H, _H, _S),
     Event.UNPROVEN:        (_I, _H, _H, _H, _H, _H, _H, _S),
     Event.CLEARING:        (_I, _H, _H, _H, _H, _H, _H, _S),
+    Event.UNPLACED:        (_I, _H, _H, _H, _H, _H, _H, _S),
     Event.JUMP:            (_I, _H, _H, _H, _H, _H, _H, _S),
     Event.RELIEVED:        (_I, _H, _H, _H, _H, _H, _H, _S),
     Event.COASTING:        (_I, _C, _C, _C, _C, _H, _H, _S),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass, field
+import operator
+from dataclasses import dataclass
 
 from splitvla_shared.errors import ConfigError
 
@@ -30,7 +31,8 @@ class ActionSpace:
     """Declared by every robot adapter; there is no default.
 
     low, high: limits of each dimension, in the robot's units, gripper included. gripper: index of the dimension that
-    is the gripper's absolute target, None without one. gripper_start: the target until the first command or reading.
+    is the gripper's absolute target, None without one. gripper_start: the target of a robot that is ready and measures
+    no opening, until the first command.
     max_speed: units a second of each dimension. An absolute space must declare it, because its limits say nothing about
     how far away a target may be; deltas and velocities that declare none are bounded by their limits.
     """
@@ -40,10 +42,12 @@ class ActionSpace:
     high: tuple[float, ...]
     gripper: int | None = None
     gripper_start: float = 0.0
-    names: tuple[str, ...] = field(default=())
     max_speed: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.kind, Kind):
+            raise ConfigError(f"action space: kind is {self.kind!r:.40}; expected one of {', '.join(map(str, Kind))}")
+        self._make_plain()
         if len(self.low) != len(self.high) or not self.low:
             raise ConfigError(f"action space: {len(self.low)} lower and {len(self.high)} upper limits must agree")
         if self.gripper is not None and not 0 <= self.gripper < len(self.low):
@@ -54,6 +58,22 @@ class ActionSpace:
             if not (math.isfinite(low) and math.isfinite(high) and low <= high and still):
                 raise ConfigError(f"action space: limits {low}..{high} of dimension {index} make no sense")
         self._check_speed()
+
+    def _make_plain(self) -> None:
+        """Plain numbers, whatever kind of array an adapter gives: ticks compare them, and a file holds them."""
+        try:
+            for name in ("low", "high", "max_speed"):
+                object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+            object.__setattr__(self, "gripper_start", float(self.gripper_start))
+            if self.gripper is not None:
+                object.__setattr__(self, "gripper", operator.index(self.gripper))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"action space: {error}; low, high and max_speed are rows of numbers, gripper is a whole number or "
+                "None, gripper_start a number"
+            ) from error
+        if not math.isfinite(self.gripper_start):
+            raise ConfigError(f"action space: gripper_start is {self.gripper_start}; expected the gripper's target")
 
     def _check_speed(self) -> None:
         if not self.max_speed and self.kind is not Kind.ABSOLUTE:
@@ -96,14 +116,17 @@ class ActionSpace:
         return self.bounded(position)
 
     def hold(
-        self, last: tuple[float, ...] | None, position: tuple[float, ...] | None, gripper: float, ramp: float
+        self, last: tuple[float, ...] | None, position: tuple[float, ...] | None, gripper: float | None, ramp: float
     ) -> tuple[float, ...]:
         """The command that keeps the robot still.
 
         last: the last action or set point, None without one. position: the measured pose. gripper: its target, which
-        is kept. ramp: 1 at the moment of the last motion, falling to 0; only a velocity uses it.
-        Empty when an absolute space has neither a last set point nor a measured pose inside its limits.
+        is kept; None while nobody knows it. ramp: 1 at the moment of the last motion, falling to 0; only a velocity
+        uses it. Empty when an absolute space has neither a last set point nor a measured pose inside its limits, and
+        when the space has a gripper whose target is not known: any number might open it.
         """
+        if self.gripper is not None and gripper is None:
+            return ()
         if self.kind is Kind.ABSOLUTE:
             still = last or self.set_point_at(position)
             if still is None:
@@ -113,6 +136,6 @@ class ActionSpace:
         else:
             still = (0.0,) * self.dims
         values = list(still)
-        if self.gripper is not None:
+        if self.gripper is not None and gripper is not None:
             values[self.gripper] = gripper
         return self.bounded(tuple(values))

@@ -1,4 +1,4 @@
-"""A live camera through OpenCV: a thread grabs, only the newest frame is kept, an unplugged device is opened again.
+"""A live camera through OpenCV: a thread grabs, only the newest frame is kept, a device that fails is opened again.
 
 A picture that shows nothing (frame_guard.py) is not kept: one is passed over, several are a fault.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -90,14 +91,27 @@ class LiveCamera:
 
     def _grab_on(self) -> None:
         while not self._closing.is_set():
+            try:
+                self._grab_from_one_device()
+            except RobotError as error:  # noqa: PERF203 - one device after the other, half a second apart
+                with self._lock:
+                    self._fault = str(error)
+                self._closing.wait(_REOPEN_S)
+
+    def _grab_from_one_device(self) -> None:
+        """Ends in a RobotError: the device gives no more frames, or the camera was closed."""
+        device = f"camera {self._settings.device}"
+        try:
             capture = self._open(self._settings)
             if capture is not None:
-                self._grab_until_it_fails(capture)
-                capture.release()
-            if not self._closing.is_set():
-                with self._lock:
-                    self._fault = f"camera {self._settings.device} gives no frames; is it plugged in and free?"
-                self._closing.wait(_REOPEN_S)
+                try:
+                    self._grab_until_it_fails(capture)
+                finally:
+                    with suppress(Exception):  # of a device that is gone already; `read` has said why
+                        capture.release()
+        except Exception as error:  # a user's own capture raises what it likes, and the next one may do better
+            raise RobotError(f"{device} raised {type(error).__name__}: {error}; it is opened again") from error
+        raise RobotError(f"{device} gives no frames; is it plugged in and free?")
 
     def _grab_until_it_fails(self, capture: Capture) -> None:
         guard = FrameGuard(self._settings.blind_levels, self._settings.frozen_ms / 1e3)

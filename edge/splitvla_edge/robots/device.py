@@ -6,6 +6,8 @@ It can make the robot hold; only by not returning can it keep the control proces
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -15,6 +17,8 @@ from splitvla_edge.fallback import Command
 from splitvla_edge.robots.action_space import ActionSpace
 from splitvla_edge.robots.base import Camera, Frame, Robot, RobotState
 from splitvla_shared.errors import RobotError, SplitVLAError
+
+_INDICES = 2**63  # a message to the control process has room for twice as many
 
 
 class DeviceRobot:
@@ -89,19 +93,39 @@ class DeviceCamera:
         self._name, self._camera = name, camera
 
     def newest(self, now: float) -> tuple[float, int] | None:
-        """Raises RobotError."""
+        """With plain numbers. Raises RobotError."""
         with faults(self._name, "camera.newest"):
-            return self._camera.newest(now)
+            newest = self._camera.newest(now)
+        if newest is None:
+            return None
+        if not isinstance(newest, tuple) or len(newest) != 2:
+            raise RobotError(f"robot {self._name}: camera.newest gave {newest!r:.80}; expected a time and an index")
+        return self._numbers("camera.newest", *newest)
 
     def latest(self, now: float) -> Frame | None:
-        """Raises RobotError."""
+        """With plain numbers; the picture is looked at where it is used. Raises RobotError."""
         with faults(self._name, "camera.latest"):
-            return self._camera.latest(now)
+            frame = self._camera.latest(now)
+        if frame is None:
+            return None
+        if not isinstance(frame, Frame):
+            raise RobotError(f"robot {self._name}: camera.latest gave a {type(frame).__name__}; expected a Frame")
+        return Frame(frame.image, *self._numbers("camera.latest", frame.captured_at, frame.index))
+
+    def _numbers(self, call: str, captured_at: object, index: object) -> tuple[float, int]:
+        with suppress(TypeError, ValueError, OverflowError):
+            at, number = float(captured_at), operator.index(index)  # type: ignore[arg-type]
+            if math.isfinite(at) and 0 <= number < _INDICES:
+                return at, number
+        raise RobotError(
+            f"robot {self._name}: {call} gave the capture time {captured_at!r:.40} and the index {index!r:.40}; "
+            "expected monotonic seconds and a whole number from 0 up"
+        )
 
     def exhausted(self, now: float) -> bool:
         """Raises RobotError."""
         with faults(self._name, "camera.exhausted"):
-            return self._camera.exhausted(now)
+            return bool(self._camera.exhausted(now))
 
     def close(self) -> None:
         with faults(self._name, "camera.close"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from splitvla_edge.robots.action_space import ActionSpace, Kind
-from splitvla_edge.robots.metaworld.actions import GRIPPER, MAX_STEP_M, NAMES
+from splitvla_edge.robots.metaworld.actions import GRIPPER, MAX_STEP_M
 from splitvla_edge.robots.metaworld.rendering import choose_gl
 from splitvla_edge.robots.metaworld.tasks import find_task
 from splitvla_edge.robots.simulator.world import World, WorldKind
@@ -24,7 +24,6 @@ def action_space(dt_s: float, max_speed_m_s: float) -> ActionSpace:
         high=(*high, 1.0),
         gripper=GRIPPER,
         gripper_start=_GRIPPER_OPEN,
-        names=NAMES,
     )
 
 

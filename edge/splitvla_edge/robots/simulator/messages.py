@@ -20,7 +20,10 @@ _MAX_MESSAGE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """Control to simulator, every tick. motion: an action of the policy, meant for `episode`; otherwise a hold."""
+    """Control to simulator, every tick. motion: an action of the policy, meant for `episode`; otherwise a hold.
+
+    values: may be empty in a hold.
+    """
 
     tick: int
     episode: int
@@ -52,7 +55,7 @@ def pack(message: Message) -> bytes:
     """The bytes of one message. Raises ChannelError when a field is out of its bounds."""
     try:
         if isinstance(message, Act):
-            _check(message.values, 1)
+            _check(message.values, int(message.motion))
             count = len(message.values)
             head = _ACT.pack(_ACT_KIND, message.tick, message.episode, int(message.motion), count)
             return head + struct.pack(f"<{count}d", *message.values)
@@ -74,7 +77,7 @@ def unpack(data: bytes) -> Message:
         if kind == _ACT_KIND:
             _, tick, episode, motion, count = _ACT.unpack(data[: _ACT.size])
             values = struct.unpack(f"<{count}d", data[_ACT.size :])
-            _check(values, 1)
+            _check(values, int(motion != 0))
             return Act(tick, episode, bool(motion), values)
         if kind == _STATUS_KIND:
             _, episode, step, count = _STATUS.unpack(data[: _STATUS.size])
