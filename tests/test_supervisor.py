@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import signal
 import socket
 import subprocess
@@ -231,4 +232,18 @@ def test_signals_for_the_daemon_leave_its_other_processes_alone(tmp_path: Path) 
     theirs.close()
     release_subcommand(process)
     assert process.wait(PATIENCE_S) == 0, "its turn never came"
+    ours.close()
+
+
+def test_ctrl_c_in_the_terminal_reaches_the_daemon_alone(tmp_path: Path) -> None:
+    """It goes to the terminal's foreground group; the daemon ends perception when the robot has been stopped."""
+    ours, theirs = Channel.pair()
+    with theirs:
+        process = start_subcommand(
+            "perceive", PerceptionSettings(tmp_path, "host:1", "pick up the can").to_json(), theirs.fileno()
+        )
+    group = os.getpgid(process.pid)
+    release_subcommand(process)
+    assert process.wait(PATIENCE_S) == 0
+    assert group == process.pid
     ours.close()

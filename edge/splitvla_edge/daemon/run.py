@@ -221,7 +221,7 @@ def _control(
     machine = FallbackMachine(
         settings.fallback, robot.action_space, settings.dt_s, accept_clipped=settings.accept_clipped, mode=mode
     )
-    box = BlackBox(machine, run_dir, accept_clipped=settings.accept_clipped)
+    box = BlackBox(machine, run_dir)
     driven = ShadowRobot(robot) if mode is Mode.SHADOW else robot
     told = settings.perception(robot.camera_memory).to_json()
     supervisor = Supervisor(
