@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import threading
 
+import pytest
+
 from splitvla_edge.daemon.notices import Notices, Story
 from splitvla_edge.daemon.record import StepRecord
 from splitvla_shared.nouns import StageTimes
@@ -64,3 +66,24 @@ def test_a_terminal_that_hangs_holds_up_no_tick() -> None:
         notices.add(ANSWER)
     notices.close(timeout_s=0.1)
     release.set()
+
+
+def test_a_call_of_the_robot_that_does_not_return_is_told_once_by_another_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("splitvla_edge.daemon.operator_lines._LOOK_S", 0.001)
+    looks, enough, stream = iter(range(5)), threading.Event(), io.StringIO()
+
+    def stuck_since() -> float | None:
+        look = next(looks, None)
+        if look is None:
+            enough.set()
+        return None if look in (0, None) else 7.0
+
+    notices = Notices(stream, stuck_since)
+    assert enough.wait(10.0)
+    notices.close()
+    assert stream.getvalue().startswith(
+        "splitvla-edge: a call of the robot has not returned for 2 s; its own controller"
+    )
+    assert stream.getvalue().count("\n") == 1

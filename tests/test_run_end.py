@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from PIL import Image as PillowImage
 
 from splitvla_edge.__main__ import main
 from splitvla_edge.daemon import run as daemon
+from splitvla_edge.daemon.black_box import BlackBox
 from splitvla_edge.daemon.control import Requests
 from splitvla_edge.daemon.episodes import Episode
 from splitvla_edge.daemon.record import STEPS_FILE, read_steps, run_has_ended, unused, write_run
 from splitvla_edge.daemon.run import RunSettings, run
-from splitvla_edge.daemon.supervisor import release_subcommand
+from splitvla_edge.daemon.supervisor import Supervisor, release_subcommand
 from splitvla_edge.fallback import Command, FallbackSettings
 from splitvla_edge.robots import ROBOTS
 from splitvla_edge.robots.action_space import ActionSpace, Kind
@@ -178,6 +180,58 @@ def test_a_second_signal_does_not_keep_the_run_from_its_end(arm: Arm, tmp_path: 
     assert run(settings(tmp_path)) == RobotError.exit_code
     assert run_has_ended(tmp_path)
     assert signal.getsignal(number) is before
+
+
+def _ctrl_c_twice() -> None:
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_ctrl_c_leaves_a_robot_that_answers_the_end_of_its_call(arm: Arm, tmp_path: Path) -> None:
+    """Two come at once where a program around this one hands its own on."""
+    arm.reads = _ctrl_c_twice
+    assert run(settings(tmp_path, duration_s=PATIENCE_S)) == RobotError.exit_code
+    assert arm.applied == 3
+
+
+def test_a_second_ctrl_c_breaks_off_a_call_of_the_robot_that_never_returns_and_asks_for_its_stop(
+    arm: Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("splitvla_edge.daemon.control.STUCK_S", 0.0)
+    before: list[int] = []
+
+    def never_return() -> None:
+        before.append(arm.stops)
+        _ctrl_c_twice()
+        threading.Event().wait(PATIENCE_S)
+
+    arm.reads = never_return
+    with pytest.raises(KeyboardInterrupt):
+        run(settings(tmp_path, duration_s=PATIENCE_S))
+    assert before == [arm.stops - 1]
+    assert run_has_ended(tmp_path)
+    assert f"its log is in {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_ctrl_c_at_the_end_of_a_run_costs_neither_the_black_box_nor_what_is_to_be_told(
+    arm: Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closed: list[BlackBox] = []
+    whole = Supervisor[object].end
+
+    def end(supervisor: Supervisor[object]) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            whole(supervisor)
+
+    monkeypatch.setattr(Supervisor, "end", end)
+    monkeypatch.setattr(BlackBox, "close", lambda box: closed.append(box))
+    with pytest.raises(KeyboardInterrupt):
+        run(settings(tmp_path))
+    assert closed
+    assert "SAFE_STOP, e-stop pressed" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run.json").read_text())["state"] == "SAFE_STOP"
 
 
 def test_a_lost_session_ends_the_run_unless_that_is_to_be_ignored() -> None:

@@ -19,6 +19,7 @@ from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.robots.base import Robot, RobotState
 from splitvla_shared.errors import RobotError
 
+STUCK_S = 2.0  # a call of the robot that lasts this long may never return
 _STALLED_S = 1.0  # after so long the end of a call may be among the messages that had no room in the socket
 
 
@@ -76,6 +77,7 @@ class ControlLoop:
         self.exhausted = False
         self.frames_seen = 0
         self.stop_fault = ""  # why the robot did not take the stop at the end of the run
+        self.busy_since: float | None = None  # when the tick or the stop began that has not ended yet
         self._machine, self._robot, self._peer, self._emit = machine, robot, peer, emit
         self._recorder, self._hang_s, self._clock, self._sleep = recorder, hang_s, clock, sleep
         self._started = clock()
@@ -100,7 +102,9 @@ class ControlLoop:
                 now = self._clock()
                 if duration_s is not None and now - start >= duration_s:
                     break
+                self.busy_since = now
                 self.tick(now, lateness_s=max(0.0, now - (start + due * dt_s)))
+                self.busy_since = None
                 # After an overrun the missed slots are left out: two commands in a burst are worse than one late. The
                 # next tick is late from the first of them on, or nothing would show that a driver kept this one.
                 due = slot + 1
@@ -109,6 +113,11 @@ class ControlLoop:
         finally:
             self._stop_robot()
         return self._machine.state
+
+    def stuck_since(self) -> float | None:
+        """When the call of the robot began that may never return; None while none does. For any thread."""
+        since = self.busy_since
+        return since if since is not None and self._clock() - since > STUCK_S else None
 
     def tick(self, now: float, lateness_s: float = 0.0) -> Command:
         """One tick, in the order that the first lines of this file give. now: when it began."""
@@ -227,7 +236,11 @@ class ControlLoop:
         )
 
     def _stop_robot(self) -> None:
-        self.stop_fault = "; ".join(_fault_of(self._robot.stop))
+        self.busy_since = self._clock()
+        try:
+            self.stop_fault = "; ".join(_fault_of(self._robot.stop))
+        finally:
+            self.busy_since = None
 
 
 def _fault_of(call: Callable[[], None]) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TextIO
 
+from splitvla_edge.daemon.control import STUCK_S
 from splitvla_edge.daemon.operator_lines import Printer
 from splitvla_edge.daemon.record import StepRecord
 from splitvla_edge.fallback import State
@@ -36,8 +38,11 @@ class Notices:
     Owned by the control process; `add` from one thread. What the queue has no room for is dropped.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._story, self._printer = Story(), Printer(stream)
+    def __init__(self, stream: TextIO, stuck_since: Callable[[], float | None] = lambda: None) -> None:
+        """stuck_since: when the call of the robot began that keeps the control thread; none = none does."""
+        self._stuck_since = stuck_since
+        self._told: float | None = None
+        self._story, self._printer = Story(), Printer(stream, self._stuck)
 
     def add(self, record: StepRecord) -> None:
         if (line := self._story.line(record)) is not None:
@@ -46,3 +51,14 @@ class Notices:
     def close(self, timeout_s: float = 1.0) -> None:
         """Print what is queued, for at most `timeout_s`."""
         self._printer.close(timeout_s)
+
+    def _stuck(self) -> str | None:
+        """Once for each such call: the control thread, which is in it, can say nothing."""
+        since = self._stuck_since()
+        if since is None or since == self._told:
+            return None
+        self._told = since
+        return (
+            f"a call of the robot has not returned for {STUCK_S:g} s; its own controller must stop it; "
+            "Ctrl-C asks for the end of the run, a second one breaks the call off"
+        )
