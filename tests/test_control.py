@@ -168,7 +168,15 @@ def test_a_robot_that_fails_means_hold_and_never_ends_the_loop(fails: str) -> No
     command = rig.tick(rig.chunk(3))
     assert command.state is State.HOLD
     assert "cable" in rig.records[-1].detail
+    assert rig.records[-1].fault == rig.records[-1].detail
     assert len(rig.robot.commands) == 3
+
+
+def test_a_robot_that_says_it_is_not_ready_is_told_as_what_is_wrong() -> None:
+    rig = Rig()
+    rig.robot.state = RobotState(ready=False)
+    rig.tick()
+    assert (rig.records[-1].detail, rig.records[-1].fault) == ("the robot says that it is not ready", "")
 
 
 def test_an_e_stop_of_the_robot_acts_in_the_same_tick() -> None:

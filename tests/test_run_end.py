@@ -147,6 +147,17 @@ def test_a_robot_that_does_not_close_costs_neither_log_nor_run_json(
     assert "the driver does not answer" in capsys.readouterr().err
 
 
+def test_an_arm_that_fails_from_the_start_says_so_on_the_terminal(
+    arm: Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise RobotError("robot arm:Arm: read_state raised OSError: no cable")
+
+    monkeypatch.setattr(arm, "read_state", refuse)
+    assert run(settings(tmp_path)) == 0
+    assert capsys.readouterr().err.count("INIT, robot arm:Arm: read_state raised OSError: no cable\n") == 1
+
+
 @pytest.mark.parametrize("disk", ["well", "full"])
 def test_a_bug_stops_the_robot_and_says_where_the_log_is_and_what_it_was(
     arm: Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], disk: str

@@ -133,7 +133,7 @@ class ControlLoop:
         self._peer.send(self._machine.hint())
         if self._recorder is not None:
             self._recorder.after(now, inputs, command)
-        self._emit(self._record(now, command, replies, lateness_s))
+        self._emit(self._record(now, command, replies, inputs))
         return command
 
     def _receive(self) -> tuple[Reply, ...]:
@@ -210,10 +210,14 @@ class ControlLoop:
             self._stopped = False
         self._apply_fault = "; ".join(faults)
 
-    def _record(self, now: float, command: Command, replies: tuple[Reply, ...], lateness_s: float) -> StepRecord:
+    def _record(self, now: float, command: Command, replies: tuple[Reply, ...], inputs: TickInputs) -> StepRecord:
         chunk = next((reply for reply in reversed(replies) if isinstance(reply, Chunk)), None)
         miss = next((reply for reply in reversed(replies) if isinstance(reply, Miss)), None)
         gripper = self._robot.action_space.gripper
+        fault = self._read_fault or self._apply_fault
+        detail = self._contract or fault or ("" if miss is None else miss.text)
+        if not (detail or inputs.robot_ready):
+            detail = "the robot says that it is not ready"
         return StepRecord(
             tick=command.tick,
             t=now - self._started,
@@ -228,8 +232,9 @@ class ControlLoop:
             wire_bytes=None if chunk is None else chunk.wire_bytes,
             clipped=0 if chunk is None else chunk.clipped,
             miss="" if miss is None else miss.outcome.name,
-            detail=self._contract or self._read_fault or self._apply_fault or ("" if miss is None else miss.text),
-            lateness_ms=lateness_s * 1e3,
+            detail=detail,
+            fault=fault,
+            lateness_ms=inputs.lateness_s * 1e3,
             perception_up=self._peer.up,
             rung=self._machine.chooser.rung,
             horizon_ms=self._machine.horizon_s(now) * 1e3,
