@@ -172,11 +172,20 @@ def test_a_robot_that_fails_means_hold_and_never_ends_the_loop(fails: str) -> No
     assert len(rig.robot.commands) == 3
 
 
-def test_a_robot_that_says_it_is_not_ready_is_told_as_what_is_wrong() -> None:
+def test_who_is_not_ready_is_told() -> None:
+    """Or a model that takes long to load would look like a camera that is stale."""
     rig = Rig()
+    rig.loop.tick(rig.now)
     rig.robot.state = RobotState(ready=False)
     rig.tick()
-    assert (rig.records[-1].detail, rig.records[-1].fault) == ("the robot says that it is not ready", "")
+    rig.robot.state = RobotState()
+    rig.tick()
+    assert [record.detail for record in rig.records] == [
+        "perception has not said that it is ready",
+        "the robot is not ready",
+        "",
+    ]
+    assert {record.fault for record in rig.records} == {""}
 
 
 def test_an_e_stop_of_the_robot_acts_in_the_same_tick() -> None:

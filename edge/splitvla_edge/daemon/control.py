@@ -216,8 +216,8 @@ class ControlLoop:
         gripper = self._robot.action_space.gripper
         fault = self._read_fault or self._apply_fault
         detail = self._contract or fault or ("" if miss is None else miss.text)
-        if not (detail or inputs.robot_ready):
-            detail = "the robot says that it is not ready"
+        if not detail and miss is None:
+            detail = _waits_for(inputs)
         return StepRecord(
             tick=command.tick,
             t=now - self._started,
@@ -246,6 +246,13 @@ class ControlLoop:
             self.stop_fault = "; ".join(_fault_of(self._robot.stop))
         finally:
             self.busy_since = None
+
+
+def _waits_for(inputs: TickInputs) -> str:
+    """Who is not ready, in words."""
+    if not inputs.robot_ready:
+        return "the robot is not ready"
+    return "perception has not said that it is ready" if inputs.ready is None else ""
 
 
 def _fault_of(call: Callable[[], None]) -> list[str]:
