@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from PIL import Image as PillowImage
+
 from splitvla_edge.daemon.record import STEPS_FILE, StepRecord, StepTail
 
 PATIENCE_S = 30.0
@@ -34,7 +36,7 @@ class Daemon:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.communicate(timeout=PATIENCE_S)  # perception, which holds the other ends, ends with it
 
     def wait_for(self, what: Callable[[StepRecord], bool]) -> StepRecord:
         """The first new record of which `what` is true."""
@@ -53,6 +55,10 @@ class Daemon:
         tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
         return [int(pid) for task in tasks for pid in task.read_text().split()]
 
+    def oldest_child(self) -> int:
+        """The perception process at work: a standby is begun later. Not by its number, which may begin anew."""
+        return min(self.children(), key=_started_at)
+
     def child(self, command: str) -> int:
         """The process that runs this subcommand."""
         (pid,) = [pid for pid in self.children() if command.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
@@ -62,6 +68,20 @@ class Daemon:
         """(exit code, standard output, standard error)."""
         out, err = self.process.communicate(timeout=PATIENCE_S)
         return self.process.returncode, out, err
+
+
+def _started_at(pid: int) -> int:
+    """In the kernel's ticks since boot."""
+    after_name = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2]
+    return int(after_name.split()[19])
+
+
+def gray_frames(folder: Path, count: int = 20) -> Path:
+    """A folder of so many pictures, each lighter than the last one."""
+    folder.mkdir()
+    for index in range(count):
+        PillowImage.new("L", (64, 64), 12 * index).convert("RGB").save(folder / f"{index:02}.png")
+    return folder
 
 
 def moving(record: StepRecord) -> bool:

@@ -10,7 +10,16 @@ from benchmarks.fallback_known import alternating
 from benchmarks.fallback_sim import SPACE, Link, Moment, Way, simulate
 from splitvla_edge.__main__ import main
 from splitvla_edge.daemon.black_box import BlackBox, replay
-from splitvla_edge.fallback import Command, FallbackSettings, State, TickInputs
+from splitvla_edge.fallback import (
+    Command,
+    FallbackSettings,
+    LocalChunk,
+    Miss,
+    Outcome,
+    Ready,
+    State,
+    TickInputs,
+)
 from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_shared.errors import ConfigError
 
@@ -89,6 +98,20 @@ def test_a_folder_that_refuses_the_file_costs_the_file_only(tmp_path: Path, caps
     box.after(1.0, inputs, machine.tick(1.0, inputs))
     box.close()
     assert "no black box" in capsys.readouterr().err
+
+
+def test_a_tick_after_a_stall_has_hundreds_of_messages_and_is_kept_and_played_again(tmp_path: Path) -> None:
+    """What one receive gives at most, and what perception said before."""
+    machine = FallbackMachine(FallbackSettings(), SPACE, 0.05)
+    box = BlackBox(machine, tmp_path)
+    answers = tuple(Miss(number, Outcome.MISSED, "late") for number in range(256))
+    ready, local = Ready(SPACE.dims, 1, "f"), LocalChunk(1, 0.9, ((0.0,) * SPACE.dims,), 1.0, 1)
+    inputs = TickInputs(replies=answers, ready=ready, local=local, frame_at=0.99, estop=True)
+    box.before(1.0)
+    box.after(1.0, inputs, machine.tick(1.0, inputs))
+    box.close()
+    (tick,) = replay(tmp_path / "black-box-1.bin")
+    assert tick.same
 
 
 def test_the_command_line_tells_the_story_and_that_nothing_differs(

@@ -9,107 +9,17 @@ from typing import Any
 
 import pytest
 
-from splitvla_edge.daemon.channel import Contract, Exhausted, FrameSeen, Message
+from splitvla_edge.daemon.channel import Contract, Exhausted, FrameSeen
 from splitvla_edge.daemon.control import ControlLoop
-from splitvla_edge.daemon.record import StepRecord
-from splitvla_edge.fallback import Asked, Chunk, Command, Event, FallbackSettings, Hint, Miss, Outcome, Ready, State
-from splitvla_edge.fallback.machine import FallbackMachine
-from splitvla_edge.robots.action_space import ActionSpace, Kind
+from splitvla_edge.fallback import Asked, Event, Hint, Miss, Outcome, Ready, State
 from splitvla_edge.robots.base import RobotState
 from splitvla_edge.robots.shadow import ShadowRobot
 from splitvla_edge.robots.simulator.memory import FrameMemory
 from splitvla_edge.robots.simulator.messages import Act, Status
 from splitvla_edge.robots.simulator.robot import SimulatedRobot
 from splitvla_edge.robots.simulator.world import SimulatorSettings
-from splitvla_shared.errors import RobotError
+from tests.control_rig import DT, SPACE, Rig
 from tests.sim_fakes import FakeProcess
-
-DT = 0.1
-SPACE = ActionSpace(Kind.DELTA_EE, (-1.0, 0.0), (1.0, 1.0), gripper=1)
-READY = Ready(2, 1, "f")
-
-
-class FakePeer:
-    def __init__(self) -> None:
-        self.generation, self.up = 1, True
-        self.inbox: list[Message] = []
-        self.sent: list[Message] = []
-        self.replaced: list[str] = []
-
-    def receive(self) -> list[Message]:
-        messages, self.inbox = self.inbox, []
-        return messages
-
-    def send(self, message: Message) -> None:
-        self.sent.append(message)
-
-    def replace(self, why: str) -> None:
-        self.replaced.append(why)
-
-
-class FakeRobot:
-    """Keeps the order of the calls; `fails` names the calls that raise."""
-
-    action_space = SPACE
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.commands: list[Command] = []
-        self.state = RobotState()
-        self.fails: set[str] = set()
-
-    def _called(self, name: str) -> None:
-        self.calls.append(name)
-        if name in self.fails:
-            raise RobotError(f"{name}: the arm's cable is out")
-
-    def read_state(self) -> RobotState:
-        self._called("read_state")
-        return self.state
-
-    def apply(self, command: Command) -> None:
-        self.commands.append(command)
-        self._called("apply")
-
-    def stop(self) -> None:
-        self._called("stop")
-
-    def close(self) -> None: ...
-
-
-class Rig:
-    """A loop on a simulated clock, with a fake robot and a fake peer."""
-
-    def __init__(self) -> None:
-        self.now = 50.0
-        self.peer, self.robot = FakePeer(), FakeRobot()
-        self.records: list[StepRecord] = []
-        self.machine = FallbackMachine(FallbackSettings(), SPACE, DT)
-        self.slept: list[float] = []
-        self.loop = ControlLoop(
-            self.machine,
-            self.robot,
-            self.peer,
-            self.records.append,
-            hang_s=10.0,
-            clock=lambda: self.now,
-            sleep=self.sleep,
-        )
-
-    def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
-
-    def frame(self) -> list[Message]:
-        return [READY, FrameSeen(self.now - 0.01, 1)]
-
-    def chunk(self, sequence: int) -> Chunk:
-        return Chunk(sequence, self.machine.epoch, self.now - 0.05, self.now, ((0.5, 1.0),), wire_bytes=99)
-
-    def tick(self, *messages: Message) -> Command:
-        self.now += DT
-        self.peer.inbox += [*self.frame(), *messages]
-        return self.loop.tick(self.now)
 
 
 def test_a_tick_reads_the_robot_applies_one_command_and_records_it() -> None:
@@ -258,7 +168,24 @@ def test_a_robot_that_fails_means_hold_and_never_ends_the_loop(fails: str) -> No
     command = rig.tick(rig.chunk(3))
     assert command.state is State.HOLD
     assert "cable" in rig.records[-1].detail
+    assert rig.records[-1].fault == rig.records[-1].detail
     assert len(rig.robot.commands) == 3
+
+
+def test_who_is_not_ready_is_told() -> None:
+    """Or a model that takes long to load would look like a camera that is stale."""
+    rig = Rig()
+    rig.loop.tick(rig.now)
+    rig.robot.state = RobotState(ready=False)
+    rig.tick()
+    rig.robot.state = RobotState()
+    rig.tick()
+    assert [record.detail for record in rig.records] == [
+        "perception has not said that it is ready",
+        "the robot is not ready",
+        "",
+    ]
+    assert {record.fault for record in rig.records} == {""}
 
 
 def test_an_e_stop_of_the_robot_acts_in_the_same_tick() -> None:
@@ -314,6 +241,21 @@ def test_the_loop_ends_with_the_camera_after_the_last_action_and_stops_the_robot
     rig.peer.inbox = [*rig.frame(), rig.chunk(1), Exhausted(1)]
     assert rig.loop.run() is State.NOMINAL
     assert rig.robot.calls == ["read_state", "apply", "stop"]
+
+
+@pytest.mark.parametrize("call", ["read_state", "apply", "stop"])
+def test_a_call_of_the_robot_that_lasts_for_seconds_is_seen_from_outside(call: str) -> None:
+    rig = Rig()
+    seen: list[bool] = []
+
+    def take_time(name: str) -> None:
+        rig.sleep(3.0 if name == call else 0.01)
+        seen.append(rig.loop.stuck_since() is not None)
+
+    rig.robot.takes_time = take_time
+    rig.loop.run(duration_s=0.05)
+    assert seen[rig.robot.calls.index(call)]
+    assert (seen[0], rig.loop.stuck_since()) == (call == "read_state", None)
 
 
 def test_the_loop_ends_when_it_is_asked_to() -> None:

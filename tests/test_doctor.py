@@ -17,9 +17,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from splitvla_edge.__main__ import main
 from splitvla_edge.daemon.run import RunSettings
 from splitvla_edge.doctor import diagnose, print_table, render_json, well
-from splitvla_edge.doctor_checks import CHECKS, CheckResult, DoctorSettings, Patient, Verdict
-from splitvla_edge.fallback import FallbackSettings
-from splitvla_edge.robots.base import Frame
+from splitvla_edge.doctor_checks import CHECKS, CheckResult, DoctorSettings, Patient, Verdict, examine
+from splitvla_edge.fallback import Command, FallbackSettings
+from splitvla_edge.robots.action_space import ActionSpace, Kind
+from splitvla_edge.robots.base import Frame, RobotState
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.errors import ConfigError, RobotError
 from splitvla_shared.wire import inference_pb2 as pb
@@ -39,8 +40,10 @@ class Server:
         self.health = health.HealthServicer()
         self.health.set("splitvla.v1.Inference", health_pb2.HealthCheckResponse.SERVING)
         self.blind = False
+        self.asked: list[pb.InferRequest] = []
 
     def _see(self, request: pb.InferRequest, context: grpc.ServicerContext) -> pb.InferReply:
+        self.asked.append(request)
         reply = answer(request)
         seen = 0 if self.blind else sum(request.cameras[0].tensor.data[:4096]) % 200
         del reply.tokens.ids[:]
@@ -196,6 +199,53 @@ def test_a_spare_server_that_is_down_is_found_before_it_is_needed(settings: Doct
     assert f"no server at {spare}" in found["server"].found
 
 
+def test_actions_are_timed_without_what_an_earlier_one_left_behind(settings: DoctorSettings, server: Server) -> None:
+    """A host that is slow in a scene that changes would pass with the same picture and its own answer as a draft."""
+    found = _by_name(diagnose(Patient(settings)))["action"]
+    asked = server.asked[:4]
+    assert len({request.cameras[0].tensor.data for request in asked}) == 4
+    assert not any(request.draft_tokens for request in asked)
+    assert "without a draft, as a key frame" in found.found
+
+
+# --- robot ------------------------------------------------------------------------------------------------------------
+
+
+class StillArm:
+    """An arm of absolute targets in -1..1 that is measured to be at `position`."""
+
+    camera_memory, episodes = None, ()
+    action_space = ActionSpace(Kind.ABSOLUTE, (-1.0,), (1.0,), max_speed=(0.5,))
+
+    def __init__(self, position: tuple[float, ...] | None) -> None:
+        self.position = position
+
+    def read_state(self) -> RobotState:
+        return RobotState(position=self.position)
+
+    def apply(self, command: Command) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("position", "verdict", "said"),
+    [
+        (None, FAIL, "read_state gives no position, and targets are absolute: it could not begin to move; "),
+        ((2.0,), FAIL, "read_state gives a position outside the limits, and targets are absolute"),
+        ((0.5,), PASS, "absolute of 1 numbers"),
+    ],
+)
+def test_an_arm_of_absolute_targets_must_be_measured(
+    settings: DoctorSettings, position: tuple[float, ...] | None, verdict: Verdict, said: str
+) -> None:
+    patient = Patient(_with(settings, robot="arm:ARM"), open_robot=lambda run, folder: StillArm(position))
+    found = examine(patient, CHECKS[NAMES.index("robot")])
+    assert (found.verdict, found.found[: len(said)]) == (verdict, said)
+
+
 # --- camera -----------------------------------------------------------------------------------------------------------
 
 
@@ -243,8 +293,6 @@ def _examine_camera(settings: DoctorSettings, picture: Any) -> CheckResult:
         return cameras[0]
 
     patient = Patient(_with(settings, robot="camera"), open_camera, clock=clock, pause=clock.pause)
-    from splitvla_edge.doctor_checks import examine
-
     result = examine(patient, CHECKS[NAMES.index("camera")])
     assert cameras[0].closed
     return result

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,38 +15,44 @@ from typing import Any
 import pytest
 from PIL import Image as PillowImage
 
+from splitvla_edge.__main__ import main
 from splitvla_edge.daemon import run as daemon
+from splitvla_edge.daemon.black_box import BlackBox
 from splitvla_edge.daemon.control import Requests
 from splitvla_edge.daemon.episodes import Episode
 from splitvla_edge.daemon.record import STEPS_FILE, read_steps, run_has_ended, unused, write_run
 from splitvla_edge.daemon.run import RunSettings, run
-from splitvla_edge.fallback import Command
+from splitvla_edge.daemon.supervisor import Supervisor, release_subcommand
+from splitvla_edge.fallback import Command, FallbackSettings
 from splitvla_edge.robots import ROBOTS
 from splitvla_edge.robots.action_space import ActionSpace, Kind
 from splitvla_edge.robots.base import RobotState
 from splitvla_edge.robots.replay import CommandRecorder
 from splitvla_shared.errors import BundleError, ConfigError, RobotError
+from tests.daemons import PATIENCE_S
 
 
 class Arm:
-    """An arm that does as `reads` and `closes` say; the e-stop is pressed, so that the run ends in SAFE_STOP."""
+    """An arm that does as `reads` and `closes` say; while `estop` is pressed, the run ends in SAFE_STOP."""
 
     camera_memory: Path | None = None
     episodes: tuple[Episode, ...] = ()
 
     def __init__(self) -> None:
         self.action_space = ActionSpace(Kind.DELTA_EE, (-1.0,) * 7, (1.0,) * 7)
-        self.applied = self.stops = 0
+        self.applied = self.motions = self.stops = 0
+        self.estop = True
         self.reads: Callable[[], object] = lambda: None
         self.closes: Callable[[], object] = lambda: None
 
     def read_state(self) -> RobotState:
         if self.applied == 2:
             self.reads()
-        return RobotState(estop=True)
+        return RobotState(estop=self.estop)
 
     def apply(self, command: Command) -> None:
         self.applied += 1
+        self.motions += command.motion
 
     def stop(self) -> None:
         self.stops += 1
@@ -64,8 +71,13 @@ def arm(monkeypatch: pytest.MonkeyPatch) -> Arm:
 
 
 def _silent(name: str, told: str, fd: int) -> subprocess.Popen[str]:
-    script = f"import socket\nend = socket.socket(fileno={fd})\nwhile end.recv(4096):\n    pass"
-    return subprocess.Popen([sys.executable, "-c", script], pass_fds=(fd,), text=True, stdin=subprocess.PIPE)
+    return _perceive(fd, "import socket\nend = socket.socket(fileno=fd)\nwhile end.recv(4096):\n    pass")
+
+
+def _perceive(fd: int, script: str) -> subprocess.Popen[str]:
+    """A perception process of a few lines; `fd` is its end of the channel."""
+    command = [sys.executable, "-c", f"fd = {fd}\n{script}"]
+    return subprocess.Popen(command, pass_fds=(fd,), text=True, stdin=subprocess.PIPE)
 
 
 def settings(run_dir: Path, **options: Any) -> RunSettings:
@@ -135,17 +147,34 @@ def test_a_robot_that_does_not_close_costs_neither_log_nor_run_json(
     assert "the driver does not answer" in capsys.readouterr().err
 
 
+def test_an_arm_that_fails_from_the_start_says_so_on_the_terminal(
+    arm: Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise RobotError("robot arm:Arm: read_state raised OSError: no cable")
+
+    monkeypatch.setattr(arm, "read_state", refuse)
+    assert run(settings(tmp_path)) == 0
+    assert capsys.readouterr().err.count("INIT, robot arm:Arm: read_state raised OSError: no cable\n") == 1
+
+
 @pytest.mark.parametrize("disk", ["well", "full"])
 def test_a_bug_stops_the_robot_and_says_where_the_log_is_and_what_it_was(
     arm: Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], disk: str
 ) -> None:
     if disk == "full":
         the_last_write_fails(monkeypatch)
-    arm.reads = lambda: 1 // 0
+    before: list[int] = []
+
+    def fail() -> None:
+        before.append(arm.stops)
+        raise ZeroDivisionError
+
+    arm.reads = fail
     with pytest.raises(ZeroDivisionError) as raised:
-        run(settings(tmp_path))
+        run(settings(tmp_path, duration_s=PATIENCE_S))
     assert any("test_run_end" in str(entry.path) for entry in raised.traceback), "where it was"
-    assert arm.stops
+    assert before == [arm.stops - 1], "asked for once more, because of the bug"
     assert len(read_steps(tmp_path / STEPS_FILE)) == 2
     assert f"its log is in {tmp_path}" in capsys.readouterr().err
     if disk == "well":
@@ -162,6 +191,58 @@ def test_a_second_signal_does_not_keep_the_run_from_its_end(arm: Arm, tmp_path: 
     assert run(settings(tmp_path)) == RobotError.exit_code
     assert run_has_ended(tmp_path)
     assert signal.getsignal(number) is before
+
+
+def _ctrl_c_twice() -> None:
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_ctrl_c_leaves_a_robot_that_answers_the_end_of_its_call(arm: Arm, tmp_path: Path) -> None:
+    """Two come at once where a program around this one hands its own on."""
+    arm.reads = _ctrl_c_twice
+    assert run(settings(tmp_path, duration_s=PATIENCE_S)) == RobotError.exit_code
+    assert arm.applied == 3
+
+
+def test_a_second_ctrl_c_breaks_off_a_call_of_the_robot_that_never_returns_and_asks_for_its_stop(
+    arm: Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("splitvla_edge.daemon.control.STUCK_S", 0.0)
+    before: list[int] = []
+
+    def never_return() -> None:
+        before.append(arm.stops)
+        _ctrl_c_twice()
+        threading.Event().wait(PATIENCE_S)
+
+    arm.reads = never_return
+    with pytest.raises(KeyboardInterrupt):
+        run(settings(tmp_path, duration_s=PATIENCE_S))
+    assert before == [arm.stops - 1]
+    assert run_has_ended(tmp_path)
+    assert f"its log is in {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_ctrl_c_at_the_end_of_a_run_costs_neither_the_black_box_nor_what_is_to_be_told(
+    arm: Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closed: list[BlackBox] = []
+    whole = Supervisor[object].end
+
+    def end(supervisor: Supervisor[object]) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            whole(supervisor)
+
+    monkeypatch.setattr(Supervisor, "end", end)
+    monkeypatch.setattr(BlackBox, "close", lambda box: closed.append(box))
+    with pytest.raises(KeyboardInterrupt):
+        run(settings(tmp_path))
+    assert closed
+    assert "SAFE_STOP, e-stop pressed" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run.json").read_text())["state"] == "SAFE_STOP"
 
 
 def test_a_lost_session_ends_the_run_unless_that_is_to_be_ignored() -> None:
@@ -214,3 +295,99 @@ def test_every_robot_of_the_table_only_records(tmp_path: Path) -> None:
         robot = kind.robot(settings(tmp_path), tmp_path)
         assert isinstance(robot, CommandRecorder)
         robot.close()
+
+
+def test_in_shadow_mode_the_arm_is_neither_commanded_nor_stopped(arm: Arm, tmp_path: Path) -> None:
+    assert run(settings(tmp_path, mode="shadow")) == RobotError.exit_code
+    assert len(read_steps(tmp_path / STEPS_FILE)) > 1
+    assert (arm.applied, arm.stops) == (0, 0)
+
+
+def test_a_run_that_ends_in_safe_stop_leaves_a_black_box_that_can_be_played_again(
+    arm: Arm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(settings(tmp_path))
+    assert main(["replay-log", str(tmp_path / "black-box-1.bin")]) == 0
+    assert "SAFE_STOP e-stop pressed" in capsys.readouterr().out
+
+
+_CHANNEL = """
+import time
+from splitvla_edge.daemon.channel import Asked, Channel, Chunk, Exhausted, FrameSeen, Ready
+channel = Channel.from_fd(fd)
+"""
+_ASKS_AND_HANGS = """
+while True:  # again, lest one is lost to a machine that stands still
+    channel.send(Asked(1, 1, time.monotonic(), time.monotonic() + 0.1))
+    time.sleep(5)
+"""
+_SEES_FRAME_4_AND_DIES = """
+channel.receive()
+channel.send(FrameSeen(time.monotonic(), 4))
+for _ in range(2):  # the second hint is of a tick that began after the frame
+    channel.wait(30)
+    channel.receive()
+"""
+_ANSWERS_CLIPPED = """
+channel.send(Ready(7, 1, "f"))
+for sequence in range(1, 21):
+    channel.wait(30)
+    for hint in channel.receive()[-1:]:
+        now = time.monotonic()
+        channel.send(FrameSeen(now, sequence))
+        channel.send(Chunk(sequence, hint.epoch, now, now, ((0.5,) * 7,), clipped=1))
+channel.send(Exhausted(20))
+channel.wait(30)
+"""
+
+
+def _end_the_run() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_perception_that_hangs_in_a_call_is_killed_for_another(
+    arm: Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[int] = []
+
+    def start(name: str, told: str, fd: int) -> subprocess.Popen[str]:
+        begun.append(fd)
+        if len(begun) > 1:
+            _end_the_run()
+        return _perceive(fd, _CHANNEL + _ASKS_AND_HANGS)
+
+    monkeypatch.setattr(daemon, "start_subcommand", start)
+    run(settings(tmp_path, duration_s=PATIENCE_S, hang_s=1.0))
+    assert len(begun) == 2
+    assert "perception hung: a call has not ended in 1.5 s; it was killed and ended with -9" in capsys.readouterr().err
+
+
+def test_another_perception_is_told_where_the_frames_go_on(
+    arm: Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[str] = []
+
+    def release(process: subprocess.Popen[str], line: str) -> None:
+        released.append(line)
+        release_subcommand(process, line)
+        if len(released) > 1:
+            _end_the_run()
+
+    monkeypatch.setattr(daemon, "start_subcommand", lambda *told: _perceive(told[2], _CHANNEL + _SEES_FRAME_4_AND_DIES))
+    monkeypatch.setattr(daemon, "release_subcommand", release)
+    run(settings(tmp_path, duration_s=PATIENCE_S))
+    assert released[:2] == ["0\n", "5\n"]
+
+
+@pytest.mark.parametrize("accept", [False, True])
+def test_clipped_answers_move_the_arm_only_where_that_is_wanted_and_the_black_box_knows(
+    arm: Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accept: bool
+) -> None:
+    monkeypatch.setattr(arm, "read_state", lambda: RobotState(estop=arm.motions > 0))
+    monkeypatch.setattr(daemon, "start_subcommand", lambda *told: _perceive(told[2], _CHANNEL + _ANSWERS_CLIPPED))
+    patient = FallbackSettings(overrun_ticks=500)
+    run(settings(tmp_path, duration_s=PATIENCE_S, accept_clipped=accept, fallback=patient))
+    assert (arm.motions > 0) is accept
+    assert any(record.clipped for record in read_steps(tmp_path / STEPS_FILE))
+    if accept:
+        assert main(["replay-log", str(tmp_path / "black-box-1.bin")]) == 0

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from splitvla_edge.daemon.channel import Channel
+from splitvla_edge.daemon.channel import Channel, Message
 from splitvla_edge.daemon.datagrams import ChannelClosed
 from splitvla_edge.daemon.perception import PerceptionSettings
 from splitvla_edge.daemon.supervisor import Supervisor, release_subcommand, start_subcommand
@@ -32,8 +34,25 @@ def start_script(script: str) -> Callable[[int], subprocess.Popen[str]]:
     return start
 
 
-def test_a_process_that_talks_nonsense_is_killed_and_started_again() -> None:
-    supervisor = Supervisor("perception", Channel.pair, start_script(_NONSENSE))
+Supervise = Callable[..., Supervisor[Message]]
+
+
+@pytest.fixture
+def supervise() -> Iterator[Supervise]:
+    """Makes supervisors of perception, which end whatever becomes of the test. An end that was made already is none."""
+    made: list[Supervisor[Message]] = []
+
+    def make(start: Callable[[int], subprocess.Popen[str]], pair: Any = Channel.pair, *, standby: bool = False) -> Any:
+        made.append(Supervisor("perception", pair, start, standby=standby))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.end()
+
+
+def test_a_process_that_talks_nonsense_is_killed_and_started_again(supervise: Supervise) -> None:
+    supervisor = supervise(start_script(_NONSENSE))
     supervisor.begin()
     until = time.monotonic() + PATIENCE_S
     while supervisor.generation < 2 and time.monotonic() < until:
@@ -45,8 +64,10 @@ def test_a_process_that_talks_nonsense_is_killed_and_started_again() -> None:
     assert (supervisor.up, supervisor.pid) == (False, None)
 
 
-def test_a_process_that_hangs_is_killed_for_another_when_control_asks_for_it(capfd: pytest.CaptureFixture[str]) -> None:
-    supervisor = Supervisor("perception", Channel.pair, start_script("import time; time.sleep(60)"))
+def test_a_process_that_hangs_is_killed_for_another_when_control_asks_for_it(
+    supervise: Supervise, capfd: pytest.CaptureFixture[str]
+) -> None:
+    supervisor = supervise(start_script("import time; time.sleep(60)"))
     supervisor.begin()
     _until(lambda: supervisor.up)
     supervisor.replace("hung")
@@ -55,7 +76,9 @@ def test_a_process_that_hangs_is_killed_for_another_when_control_asks_for_it(cap
     assert "perception hung and ended with -9; it is started again" in capfd.readouterr().err
 
 
-def test_a_process_that_does_not_end_with_the_channel_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_does_not_end_with_the_channel_is_killed(
+    supervise: Supervise, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("splitvla_edge.daemon.supervisor._END_S", 0.2)
     processes = []
 
@@ -63,7 +86,7 @@ def test_a_process_that_does_not_end_with_the_channel_is_killed(monkeypatch: pyt
         processes.append(start_script("import time; time.sleep(60)")(fd))
         return processes[0]
 
-    supervisor = Supervisor("perception", Channel.pair, start)
+    supervisor = supervise(start)
     supervisor.begin()
     until = time.monotonic() + PATIENCE_S
     while not supervisor.up and time.monotonic() < until:
@@ -72,7 +95,7 @@ def test_a_process_that_does_not_end_with_the_channel_is_killed(monkeypatch: pyt
     assert processes[0].wait(PATIENCE_S) == -signal.SIGKILL
 
 
-def test_a_standby_ends_with_the_daemon_and_one_that_died_is_no_standby() -> None:
+def test_a_standby_ends_with_the_daemon_and_one_that_died_is_no_standby(supervise: Supervise) -> None:
     """What it begins says a word and stays; its standby is killed before it is needed."""
     begun: list[subprocess.Popen[str]] = []
 
@@ -80,7 +103,7 @@ def test_a_standby_ends_with_the_daemon_and_one_that_died_is_no_standby() -> Non
         begun.append(start_script(_SPEAKS)(fd))
         return begun[-1]
 
-    supervisor = Supervisor("perception", Channel.pair, start, standby=True)
+    supervisor = supervise(start, standby=True)
     supervisor.begin()
     _until(lambda: supervisor.receive() is not None and len(begun) == 2)
     begun[1].kill()
@@ -108,9 +131,9 @@ def _until(what: Callable[[], bool]) -> None:
     assert what()
 
 
-def test_an_exit_that_no_restart_can_mend_is_final() -> None:
+def test_an_exit_that_no_restart_can_mend_is_final(supervise: Supervise) -> None:
     told: list[int | None] = []
-    supervisor = Supervisor("perception", Channel.pair, start_script("raise SystemExit(3)"))
+    supervisor = supervise(start_script("raise SystemExit(3)"))
     supervisor.on_fatal = lambda: told.append(supervisor.fatal)
     supervisor.begin()
     supervisor._thread.join(PATIENCE_S)
@@ -165,10 +188,10 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("lacking", [{"pairs": 2}, {"starts": 2}])
 def test_a_process_that_can_t_be_started_for_now_is_tried_again(
-    lacking: dict[str, int], capsys: pytest.CaptureFixture[str]
+    supervise: Supervise, lacking: dict[str, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine = Refusing(_SPEAKS, **lacking)
-    supervisor = Supervisor("perception", machine.pair, machine.start)
+    supervisor = supervise(machine.start, machine.pair)
     supervisor.begin()
     _until(lambda: supervisor.up)
     assert (supervisor.generation, supervisor.restarts) == (1, 2)
@@ -182,10 +205,10 @@ def test_a_process_that_can_t_be_started_for_now_is_tried_again(
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("lacking", [{"pairs": 2}, {"starts": 2}])
 def test_without_a_standby_for_now_the_process_at_work_goes_on(
-    lacking: dict[str, int], capsys: pytest.CaptureFixture[str]
+    supervise: Supervise, lacking: dict[str, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine = Refusing(_SPEAKS, first=1, **lacking)
-    supervisor = Supervisor("perception", machine.pair, machine.start, standby=True)
+    supervisor = supervise(machine.start, machine.pair, standby=True)
     supervisor.begin()
     _until(lambda: supervisor.receive() is not None and len(machine.begun) == 2)
     assert (supervisor.generation, supervisor.restarts, supervisor.up) == (1, 0, True)
@@ -210,11 +233,11 @@ class Terminal(io.StringIO):
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), None], ids=["gone", "stopped"])
 def test_a_terminal_that_is_gone_or_stopped_keeps_neither_a_tick_nor_a_restart(
-    error: OSError | None, monkeypatch: pytest.MonkeyPatch
+    supervise: Supervise, error: OSError | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = Terminal(error)
     monkeypatch.setattr("sys.stderr", terminal)
-    supervisor = Supervisor("perception", Channel.pair, start_script(_NONSENSE))
+    supervisor = supervise(start_script(_NONSENSE))
     supervisor.begin()
     _until(lambda: supervisor.receive() == [] and supervisor.generation >= 3)
     terminal.resume.set()
@@ -231,4 +254,18 @@ def test_signals_for_the_daemon_leave_its_other_processes_alone(tmp_path: Path) 
     theirs.close()
     release_subcommand(process)
     assert process.wait(PATIENCE_S) == 0, "its turn never came"
+    ours.close()
+
+
+def test_ctrl_c_in_the_terminal_reaches_the_daemon_alone(tmp_path: Path) -> None:
+    """It goes to the terminal's foreground group; the daemon ends perception when the robot has been stopped."""
+    ours, theirs = Channel.pair()
+    with theirs:
+        process = start_subcommand(
+            "perceive", PerceptionSettings(tmp_path, "host:1", "pick up the can").to_json(), theirs.fileno()
+        )
+    group = os.getpgid(process.pid)
+    release_subcommand(process)
+    assert process.wait(PATIENCE_S) == 0
+    assert group == process.pid
     ours.close()

@@ -27,12 +27,12 @@ from splitvla_edge.fallback.snapshot import restore, take
 from splitvla_edge.robots.action_space import ActionSpace, Kind
 from splitvla_shared.errors import ConfigError
 
-MAGIC = b"SVLABOX2"  # another number whenever the machine has other state: an older one says so, and is not "damaged"
+MAGIC = b"SVLABOX3"  # another number whenever the machine has other state: an older one says so, and is not "damaged"
 _SEGMENT_S = 60.0
 _SEGMENTS = 3  # the newest may have just begun: two whole minutes are always there
 _MAX_BYTES = 64 << 20
 _STATES = list(State)
-_TICK = struct.Struct("<ddddHBBHB")  # now, frame, lateness, gripper, position, flags, messages, contract, values
+_TICK = struct.Struct("<ddddHBHHB")  # now, frame, lateness, gripper, position, flags, messages, contract, values
 _COMMAND = struct.Struct("<QBBqid")  # tick, state, flags, sequence, index, age
 _LENGTH = struct.Struct("<I")
 
@@ -51,10 +51,10 @@ class BlackBox:
     written: files so far. A disk that refuses costs the file, never a tick.
     """
 
-    def __init__(self, machine: FallbackMachine, folder: Path, *, accept_clipped: bool = False) -> None:
+    def __init__(self, machine: FallbackMachine, folder: Path) -> None:
         self.written = 0
         self._machine, self._folder = machine, folder
-        self._header = _header(machine, accept_clipped)
+        self._header = _header(machine)
         self._segments: deque[_Segment] = deque()
         self._size = 0
         self._said: tuple[Ready | None, LocalChunk | None] = (None, None)
@@ -189,10 +189,11 @@ class _Reader:
         return block
 
 
-def _header(machine: FallbackMachine, accept_clipped: bool) -> bytes:
+def _header(machine: FallbackMachine) -> bytes:
+    """What is not in the machine's state."""
     space = dataclasses.asdict(machine.space) | {"kind": machine.space.kind.value}
     about = {"settings": dataclasses.asdict(machine.settings), "space": space, "dt_s": machine.dt_s}
-    return json.dumps({**about, "mode": machine.mode.value, "accept_clipped": accept_clipped}).encode()
+    return json.dumps({**about, "mode": machine.mode.value}).encode()
 
 
 def _machine(header: dict[str, Any]) -> FallbackMachine:
@@ -204,7 +205,6 @@ def _machine(header: dict[str, Any]) -> FallbackMachine:
         FallbackSettings(**header["settings"]),
         ActionSpace(**space),
         header["dt_s"],
-        accept_clipped=header["accept_clipped"],
         mode=Mode(header["mode"]),
     )
 

@@ -19,6 +19,7 @@ from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.robots.base import Robot, RobotState
 from splitvla_shared.errors import RobotError
 
+STUCK_S = 2.0  # a call of the robot that lasts this long may never return
 _STALLED_S = 1.0  # after so long the end of a call may be among the messages that had no room in the socket
 
 
@@ -76,6 +77,7 @@ class ControlLoop:
         self.exhausted = False
         self.frames_seen = 0
         self.stop_fault = ""  # why the robot did not take the stop at the end of the run
+        self.busy_since: float | None = None  # when the tick or the stop began that has not ended yet
         self._machine, self._robot, self._peer, self._emit = machine, robot, peer, emit
         self._recorder, self._hang_s, self._clock, self._sleep = recorder, hang_s, clock, sleep
         self._started = clock()
@@ -100,7 +102,9 @@ class ControlLoop:
                 now = self._clock()
                 if duration_s is not None and now - start >= duration_s:
                     break
+                self.busy_since = now
                 self.tick(now, lateness_s=max(0.0, now - (start + due * dt_s)))
+                self.busy_since = None
                 # After an overrun the missed slots are left out: two commands in a burst are worse than one late. The
                 # next tick is late from the first of them on, or nothing would show that a driver kept this one.
                 due = slot + 1
@@ -109,6 +113,11 @@ class ControlLoop:
         finally:
             self._stop_robot()
         return self._machine.state
+
+    def stuck_since(self) -> float | None:
+        """When the call of the robot began that may never return; None while none does. For any thread."""
+        since = self.busy_since
+        return since if since is not None and self._clock() - since > STUCK_S else None
 
     def tick(self, now: float, lateness_s: float = 0.0) -> Command:
         """One tick, in the order that the first lines of this file give. now: when it began."""
@@ -124,7 +133,7 @@ class ControlLoop:
         self._peer.send(self._machine.hint())
         if self._recorder is not None:
             self._recorder.after(now, inputs, command)
-        self._emit(self._record(now, command, replies, lateness_s))
+        self._emit(self._record(now, command, replies, inputs))
         return command
 
     def _receive(self) -> tuple[Reply, ...]:
@@ -201,10 +210,14 @@ class ControlLoop:
             self._stopped = False
         self._apply_fault = "; ".join(faults)
 
-    def _record(self, now: float, command: Command, replies: tuple[Reply, ...], lateness_s: float) -> StepRecord:
+    def _record(self, now: float, command: Command, replies: tuple[Reply, ...], inputs: TickInputs) -> StepRecord:
         chunk = next((reply for reply in reversed(replies) if isinstance(reply, Chunk)), None)
         miss = next((reply for reply in reversed(replies) if isinstance(reply, Miss)), None)
         gripper = self._robot.action_space.gripper
+        fault = self._read_fault or self._apply_fault
+        detail = self._contract or fault or ("" if miss is None else miss.text)
+        if not detail and miss is None:
+            detail = _waits_for(inputs)
         return StepRecord(
             tick=command.tick,
             t=now - self._started,
@@ -219,15 +232,27 @@ class ControlLoop:
             wire_bytes=None if chunk is None else chunk.wire_bytes,
             clipped=0 if chunk is None else chunk.clipped,
             miss="" if miss is None else miss.outcome.name,
-            detail=self._contract or self._read_fault or self._apply_fault or ("" if miss is None else miss.text),
-            lateness_ms=lateness_s * 1e3,
+            detail=detail,
+            fault=fault,
+            lateness_ms=inputs.lateness_s * 1e3,
             perception_up=self._peer.up,
             rung=self._machine.chooser.rung,
             horizon_ms=self._machine.horizon_s(now) * 1e3,
         )
 
     def _stop_robot(self) -> None:
-        self.stop_fault = "; ".join(_fault_of(self._robot.stop))
+        self.busy_since = self._clock()
+        try:
+            self.stop_fault = "; ".join(_fault_of(self._robot.stop))
+        finally:
+            self.busy_since = None
+
+
+def _waits_for(inputs: TickInputs) -> str:
+    """Who is not ready, in words."""
+    if not inputs.robot_ready:
+        return "the robot is not ready"
+    return "perception has not said that it is ready" if inputs.ready is None else ""
 
 
 def _fault_of(call: Callable[[], None]) -> list[str]:

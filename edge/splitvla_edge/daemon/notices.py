@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import TextIO
 
+from splitvla_edge.daemon.control import STUCK_S
 from splitvla_edge.daemon.operator_lines import Printer
 from splitvla_edge.daemon.record import StepRecord
 from splitvla_edge.fallback import State
 
+_WELL_S = 1.0  # without a fault of the robot: a driver that fails now and then is one story
+_MOST_FAULTS = 8  # kinds of one story; a driver may put anything into its texts
+_WAITED_S = 5.0  # in INIT for one cause, after which it is told
+
 
 class Story:
-    """Which records are worth a line. Pure; mutable state: the last state and the last kind of miss that was told."""
+    """Which records are worth a line. Pure; mutable state: the last state, and what was told and is not over yet."""
 
     def __init__(self) -> None:
         self._state, self._miss = State.INIT.value, ""
+        self._faults: set[str] = set()
+        self._fault_at = self._waits_since = 0.0
+        self._waits_for = ""
+        self._told_why = False
 
     def line(self, record: StepRecord) -> str | None:
-        """A line for a stop, for a new kind of miss, and for the first answer after one; None otherwise."""
+        """A line for a stop, for what is new of the robot's faults, of misses or of a wait in INIT; None otherwise."""
         before, self._state = self._state, record.state
+        of_robot = self._of_robot(record)
         if record.state == State.SAFE_STOP.value != before:
             why = f"{record.cause}: {record.detail}" if record.detail else record.cause
             return f"SAFE_STOP, {why}; SIGUSR1 resets, SIGTERM ends the run"
+        return of_robot or self._of_answers(record) or self._of_waiting(record)
+
+    def _of_robot(self, record: StepRecord) -> str | None:
+        """Each kind of fault, whatever numbers it names, and that there has been none for a while."""
+        if record.fault:
+            self._fault_at = record.t
+            kind = re.sub(r"\d+", "", record.fault)
+            if kind in self._faults or len(self._faults) == _MOST_FAULTS:
+                return None
+            self._faults.add(kind)
+            return f"{record.state}, {record.fault}"
+        if self._faults and record.t - self._fault_at >= _WELL_S:
+            self._faults.clear()
+            return f"{record.state}, the robot's calls succeed again"
+        return None
+
+    def _of_answers(self, record: StepRecord) -> str | None:
+        """A new kind of miss, and the first answer after one."""
         if record.miss and record.miss != self._miss:
             self._miss = record.miss
             return f"{record.state}, {record.detail or record.miss.lower()}"
@@ -29,6 +59,16 @@ class Story:
             return f"{record.state}, answers come again"
         return None
 
+    def _of_waiting(self, record: StepRecord) -> str | None:
+        """Why it has not left INIT for a while, where no other line has said it."""
+        waits_for = record.cause if record.state == State.INIT.value else ""
+        if waits_for != self._waits_for:
+            self._waits_for, self._waits_since, self._told_why = waits_for, record.t, False
+        if not waits_for or self._told_why or self._miss or self._faults or record.t - self._waits_since < _WAITED_S:
+            return None
+        self._told_why = True
+        return f"still in INIT, {record.cause}: {record.detail}" if record.detail else f"still in INIT, {record.cause}"
+
 
 class Notices:
     """Prints the story on a thread of its own: a terminal that hangs must never hold up a tick.
@@ -36,8 +76,11 @@ class Notices:
     Owned by the control process; `add` from one thread. What the queue has no room for is dropped.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._story, self._printer = Story(), Printer(stream)
+    def __init__(self, stream: TextIO, stuck_since: Callable[[], float | None] = lambda: None) -> None:
+        """stuck_since: when the call of the robot began that keeps the control thread; none = none does."""
+        self._stuck_since = stuck_since
+        self._told: float | None = None
+        self._story, self._printer = Story(), Printer(stream, self._stuck)
 
     def add(self, record: StepRecord) -> None:
         if (line := self._story.line(record)) is not None:
@@ -46,3 +89,14 @@ class Notices:
     def close(self, timeout_s: float = 1.0) -> None:
         """Print what is queued, for at most `timeout_s`."""
         self._printer.close(timeout_s)
+
+    def _stuck(self) -> str | None:
+        """Once for each such call: the control thread, which is in it, can say nothing."""
+        since = self._stuck_since()
+        if since is None or since == self._told:
+            return None
+        self._told = since
+        return (
+            f"a call of the robot has not returned for {STUCK_S:g} s; its own controller must stop it; "
+            "Ctrl-C asks for the end of the run, a second one breaks the call off"
+        )

@@ -6,9 +6,11 @@ import contextlib
 import queue
 import sys
 import threading
+from collections.abc import Callable
 from typing import TextIO
 
 _QUEUE_LINES = 64
+_LOOK_S = 0.5  # between looks for a line of its own
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
@@ -18,10 +20,13 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 
 class Printer:
-    """Says lines on a thread of its own, for whoever must neither wait nor fail. What it has no room for is dropped."""
+    """Says lines on a thread of its own, for whoever must neither wait nor fail. What it has no room for is dropped.
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream
+    look: asked now and then, while nothing is queued, for a line about whoever can say none himself.
+    """
+
+    def __init__(self, stream: TextIO | None = None, look: Callable[[], str | None] | None = None) -> None:
+        self._stream, self._look = stream, look
         self._queue: queue.Queue[str | None] = queue.Queue(_QUEUE_LINES)
         self._thread = threading.Thread(target=self._print, name="operator's lines", daemon=True)
         self._thread.start()
@@ -37,5 +42,14 @@ class Printer:
             self._thread.join(timeout_s)
 
     def _print(self) -> None:
-        while (text := self._queue.get()) is not None:
+        while (text := self._next()) is not None:
             say(text, self._stream)
+
+    def _next(self) -> str | None:
+        """The next line; None at the end."""
+        while self._look is not None:
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get(timeout=_LOOK_S)
+            if (text := self._look()) is not None:
+                return text
+        return self._queue.get()

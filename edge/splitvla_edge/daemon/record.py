@@ -36,7 +36,8 @@ class StepRecord(NamedTuple):
 
     t: seconds since the run began. sequence, age_ms: of the action that was executed, None when none was. stages,
     wire_bytes, clipped (tokens outside the action bins): of the newest answer that arrived on this tick. miss, detail:
-    the newest miss of this tick, and in words what is wrong. lateness_ms: the tick's start less its schedule.
+    the newest miss of this tick, and in words what is wrong. fault: what the robot's driver raised on this tick.
+    lateness_ms: the tick's start less its schedule.
     rung: payload of the next call, 0 is the best. horizon_ms: for how long the actions at hand last.
     """
 
@@ -54,6 +55,7 @@ class StepRecord(NamedTuple):
     clipped: int = 0
     miss: str = ""
     detail: str = ""
+    fault: str = ""
     lateness_ms: float = 0.0
     perception_up: bool = True
     rung: int = 0

@@ -149,7 +149,8 @@ def run(settings: RunSettings) -> int:
 
     Returns 0, RobotError's exit code when the run ended in SAFE_STOP or the robot did not take the last stop, or
     perception's own when it gave up for good.
-    Raises ConfigError and ObservationError before anything moves.
+    Raises ConfigError and ObservationError before anything moves; KeyboardInterrupt when a second SIGINT breaks off a
+    call of the robot that does not return, or the end of the run.
     """
     if not settings.instruction:
         settings = dataclasses.replace(settings, instruction=instruction_of(settings.robot))
@@ -221,7 +222,7 @@ def _control(
     machine = FallbackMachine(
         settings.fallback, robot.action_space, settings.dt_s, accept_clipped=settings.accept_clipped, mode=mode
     )
-    box = BlackBox(machine, run_dir, accept_clipped=settings.accept_clipped)
+    box = BlackBox(machine, run_dir)
     driven = ShadowRobot(robot) if mode is Mode.SHADOW else robot
     told = settings.perception(robot.camera_memory).to_json()
     supervisor = Supervisor(
@@ -231,7 +232,7 @@ def _control(
         lambda process: release_subcommand(process, f"{loop.frames_seen}\n"),
         standby=settings.standby != STANDBY_OFF,
     )
-    notices = Notices(sys.stderr)
+    notices = Notices(sys.stderr, lambda: loop.stuck_since())
     hang_s = settings.fallback.deadline_max_ms / 1e3 + settings.hang_s
     loop = ControlLoop(machine, driven, supervisor, _emitter(log, notices), recorder=box, hang_s=hang_s)
     loop.requests = requests
@@ -240,18 +241,17 @@ def _control(
         requests.stop = True
 
     supervisor.on_fatal = give_up
-    supervisor.begin()
-    try:
-        with _signals(requests, (signal.SIGINT,)):
+    with contextlib.ExitStack() as ending:  # each of them, whatever breaks off another
+        ending.callback(box.close)
+        ending.callback(notices.close)
+        ending.callback(supervisor.end)
+        ending.callback(lambda: setattr(outcome, "state", machine.state))
+        supervisor.begin()
+        with _signals(requests, (signal.SIGINT,), loop.stuck_since):
             loop.run(settings.duration_s)
         if loop.stop_fault:
             say(f"the robot did not take the last stop: {loop.stop_fault}")
         outcome.fatal = supervisor.fatal or (RobotError.exit_code if loop.stop_fault else None)
-    finally:
-        outcome.state = machine.state
-        supervisor.end()
-        notices.close()
-        box.close()
 
 
 def _emitter(log: LineWriter, notices: Notices) -> Callable[[StepRecord], None]:
@@ -263,10 +263,17 @@ def _emitter(log: LineWriter, notices: Notices) -> Callable[[StepRecord], None]:
 
 
 @contextlib.contextmanager
-def _signals(requests: Requests, numbers: Sequence[signal.Signals]) -> Iterator[None]:
-    """Signals become flags of the loop; the previous handlers come back at the end."""
+def _signals(
+    requests: Requests, numbers: Sequence[signal.Signals], stuck_since: Callable[[], float | None] = lambda: None
+) -> Iterator[None]:
+    """Signals become flags of the loop; the previous handlers come back at the end.
+
+    stuck_since: see ControlLoop. A loop that is stuck looks at no flag: a second Ctrl-C then breaks its call off.
+    """
 
     def note(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and requests.stop and stuck_since() is not None:
+            raise KeyboardInterrupt
         setattr(requests, _SIGNALS[signal.Signals(number)], True)
 
     # A SIGHUP that is ignored already (nohup) stays so: this run is to outlive its session.

@@ -140,8 +140,9 @@ class Supervisor(Generic[M]):
                 channel.close()
         if process is not None:
             try:
-                process.wait(_END_S)
-            except subprocess.TimeoutExpired:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_END_S)
+            finally:  # also when Ctrl-C breaks this off; it does nothing to one that has ended
                 process.kill()
         if self._thread.is_alive():
             self._thread.join(_END_S)
