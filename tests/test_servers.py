@@ -281,6 +281,23 @@ def test_a_call_that_is_answered_in_time_is_not_hedged(hedging: Rig) -> None:
     assert hedging.b.begun == []
 
 
+def test_a_server_that_hangs_is_left_after_two_calls_whose_hedge_won(hedging: Rig) -> None:
+    for _ in range(3):
+        hedging.a.answer.clear()
+        hedging.b.answer.set()
+        assert isinstance(hedging.infer(), Reply)
+    assert (len(hedging.a.begun), len(hedging.b.begun), hedging.counts()) == (2, 2, (0, 3)), "the third goes to b alone"
+    assert hedging.pool.address == "b:2"
+
+
+def test_one_late_call_between_answers_of_its_own_does_not_put_a_server_out(hedging: Rig) -> None:
+    for slow, fast in 2 * [(hedging.a, hedging.b), (hedging.b, hedging.a)]:
+        slow.answer.clear()
+        fast.answer.set()
+        assert isinstance(hedging.infer(), Reply)
+    assert (len(hedging.a.begun), hedging.pool.address) == (4, "a:1")
+
+
 def test_a_hedge_that_fails_leaves_the_other_call_its_chance(hedging: Rig) -> None:
     hedging.b.answer.set()
     hedging.b.outcome = ServerFault("broken")

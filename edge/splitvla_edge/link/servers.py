@@ -5,7 +5,8 @@ Rules of this file:
  - What a server that is not in use is worth is found out by `describe` on a thread of its own, one probe at a time:
    a frame of the robot is never the probe.
  - A hedge is the same call to a second server, or, where it is a difference from what the first one holds, the same
-   observation as a key frame. The first action wins; the other call is cancelled. At most two calls are in flight.
+   observation as a key frame. The first action wins; the other call is cancelled, which counts as a miss of the server
+   that was asked first. At most two calls are in flight.
 """
 
 from __future__ import annotations
@@ -60,6 +61,14 @@ class _Server:
     breaker: Breaker = field(default_factory=Breaker)
     description: ServerDescription | None = None
     passed_over_until: float = -math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call that was begun, and its end as `_answer` tells it."""
+
+    pending: Pending
+    answer: Future[Reply]
 
 
 class ServerPool:
@@ -143,24 +152,32 @@ class ServerPool:
         ended: queue.SimpleQueue[Future[Reply]] = queue.SimpleQueue()
         calls = [self._begin(first, request, deadline_s, ended)]
         try:
-            finished = ended.get(timeout=after_s)
-        except queue.Empty:
-            calls.append(self._begin(second, request, deadline_s - after_s, ended))
-            finished = ended.get()
-        if len(calls) == 2 and not _has_action(finished):
-            other = ended.get()  # it may still answer
-            # That a key frame is needed is worth more than another server's error: the frame can be sent again.
-            finished = finished if other.exception() is not None and finished.exception() is None else other
-        for pending in calls:
-            pending.cancel()  # does nothing to a call that has ended
+            try:
+                finished = ended.get(timeout=after_s)
+            except queue.Empty:
+                calls.append(self._begin(second, request, deadline_s - after_s, ended))
+                finished = ended.get()
+            if len(calls) == 2 and not _has_action(finished):
+                other = ended.get()  # it may still answer
+                # That a key frame is needed is worth more than another server's error: the frame can be sent again.
+                finished = finished if other.exception() is not None and finished.exception() is None else other
+            if not calls[0].answer.done():
+                # Its call is cancelled before it could be missed, so that a server which hangs would be asked for ever.
+                # As of misses two in a row count: one slow answer is worth no key frame to another server.
+                with self._lock:
+                    first.breaker.failed(self._clock())
+        finally:
+            for call in calls:
+                call.pending.cancel()  # does nothing to a call that has ended
         return finished.result()
 
     def _begin(
         self, server: _Server, request: InferCall, deadline_s: float, ended: queue.SimpleQueue[Future[Reply]]
-    ) -> Pending:
+    ) -> _Call:
         pending = server.link.begin(request.fit_for(server.link.address), deadline_s)
-        self._threads.submit(self._answer, server, pending.reply).add_done_callback(ended.put)
-        return pending
+        answer = self._threads.submit(self._answer, server, pending.reply)
+        answer.add_done_callback(ended.put)
+        return _Call(pending, answer)
 
     def _answer(self, server: _Server, call: Callable[[], Reply]) -> Reply:
         """The reply of a call, and what it tells of its server."""
