@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 
 import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from splitvla_shared.messages import spec_to_message
 from splitvla_shared.nouns import Scheme
@@ -77,6 +78,9 @@ def serving(
     """Serve on the loopback; gives HOST:PORT."""
     server = grpc.server(futures.ThreadPoolExecutor(4), options=server_options(1 << 20))
     rpc.add_InferenceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    checks = health.HealthServicer()
+    checks.set("splitvla.v1.Inference", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     address = f"127.0.0.1:{port}"
     bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     server.start()

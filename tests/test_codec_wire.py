@@ -18,6 +18,8 @@ from splitvla_shared.nouns import ActionChunk, FloatArray, Scheme
 from tests.codec_rig import RUNGS, SPEC, TABLES, Servers, observation, policy, tokens_of, with_servers
 from tests.codec_tables import formula_coefficients
 
+pytestmark = pytest.mark.usefixtures("patient_handshake")
+
 CODEC = TransformCodec(TABLES)
 FINE = RUNGS[1]
 
@@ -36,6 +38,9 @@ class Recording:
 
     def describe(self, timeout_s: float) -> ServerDescription:
         return self._link.describe(timeout_s)
+
+    def health(self, timeout_s: float) -> str:
+        return self._link.health(timeout_s)
 
     def infer(self, request: InferCall, deadline_s: float) -> Reply:
         self.calls.append(request)

@@ -2,8 +2,8 @@
 
 Rules of this file:
  - Calls stay with one server until it drains, fails, sheds load or holds another model; nothing balances load.
- - What a server that is not in use is worth is found out by `describe` on a thread of its own, one probe at a time:
-   a frame of the robot is never the probe.
+ - What a server that is not in use is worth is found out by `describe` and `health` on a thread of its own,
+   one probe at a time: a frame of the robot is never the probe.
  - A hedge is the same call to a second server, or, where it is a difference from what the first one holds, the same
    observation as a key frame. The first action wins; the other call is cancelled, which counts as a miss of the server
    that was asked first. At most two calls are in flight.
@@ -45,6 +45,9 @@ class ServerLink(Protocol):
     def address(self) -> str: ...
 
     def describe(self, timeout_s: float) -> ServerDescription: ...
+
+    def health(self, timeout_s: float) -> str:
+        """Of its inference: "SERVING" or another word. Raises LinkError."""
 
     def infer(self, request: InferCall, deadline_s: float) -> Reply: ...
 
@@ -206,15 +209,18 @@ class ServerPool:
 
     def _look_at(self, server: _Server, timeout_s: float) -> LinkError | None:
         """Ask a server what it is; an error is returned, because nobody waits for a probe."""
+        until = self._clock() + timeout_s
         try:
             description, error = server.link.describe(timeout_s), None
         except LinkError as failure:
             description, error = None, failure
+        # A server describes itself while it loads its model, and while a pass hangs; only its health says so.
+        serves = error is None and _serves(server.link, until - self._clock())
         with self._lock:
             # Without an answer the old one stands: a call that goes well closes the breaker, and nobody asks again.
             # Another model is found out all the same: every call carries the fingerprint.
             server.description = description or server.description
-            well = description is not None and not description.draining and self._holds_model(server)
+            well = description is not None and not description.draining and serves and self._holds_model(server)
             if not well:
                 server.breaker.open(self._clock())
             server.breaker.probed(self._clock(), well)
@@ -243,6 +249,13 @@ class ServerPool:
 
     def _spare(self, first: _Server) -> _Server | None:
         return next((server for server in self._servers if server is not first and self._usable(server)), None)
+
+
+def _serves(link: ServerLink, timeout_s: float) -> bool:
+    try:
+        return timeout_s > 0 and link.health(timeout_s) == "SERVING"
+    except LinkError:
+        return False
 
 
 def _has_action(call: Future[Reply]) -> bool:
