@@ -26,6 +26,7 @@ from splitvla_edge.link.servers import ServerPool
 from splitvla_edge.model import EdgeModel, check_accepted, check_same_model, read_edge_model, read_ladder
 from splitvla_edge.observations import check_observation
 from splitvla_edge.payloads import FrameId, PayloadCoder, differs
+from splitvla_edge.policy_options import PolicyOptions, check_hedge
 from splitvla_edge.preprocess.image_pipelines import build_pipeline
 from splitvla_edge.transforms import find_transform
 from splitvla_shared.actions import Detokenized
@@ -56,8 +57,6 @@ from splitvla_shared.rungs import Rung, plain_ladder
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from splitvla_edge.policy_options import PolicyOptions
 
 SOURCE = "cloud"
 # What carries a frame that the codec can't: close to exact, and half of bf16's bytes on a link that may be slow.
@@ -157,8 +156,7 @@ class EdgePolicy:
         Raises BundleError, ConfigError, ObservationError (unknown `unnorm_key`).
         """
         addresses = check_addresses(server)  # first: a mistyped address should not cost a model load
-        if hedge_ms is not None and len(addresses) < 2:
-            raise ConfigError(f"hedge_ms is {hedge_ms:g}; it needs two servers: --server A,B")
+        check_hedge(hedge_ms, server)
         first = GrpcLink(addresses[0], security=security)
         link: Link = first
         with contextlib.ExitStack() as on_error:
