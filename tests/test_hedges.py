@@ -9,10 +9,10 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from splitvla_edge.link.calls import Reply
+from splitvla_edge.link.calls import InferCall, Reply
 from splitvla_edge.link.grpc_link import GrpcLink
 from splitvla_edge.link.servers import ServerPool
-from splitvla_shared.errors import ServerFault
+from splitvla_shared.errors import CodecError, ServerFault
 from splitvla_shared.wire import inference_pb2 as pb
 from tests.fake_server import SPEC, FakeServicer, answer, serving
 from tests.server_pool_rig import CALL, Rig
@@ -81,6 +81,15 @@ def test_the_hedge_of_a_difference_is_a_key_frame(hedging: Rig) -> None:
     hedging.b.answer.set()
     hedging.pool.infer(DIFFERENCE, 0.3)
     assert [server.begun[0].request.sequence for server in (hedging.a, hedging.b)] == [7, 8]
+
+
+def test_a_hedge_that_can_not_be_made_gives_the_first_call_up(hedging: Rig) -> None:
+    def fails() -> InferCall:
+        raise CodecError("not even as int8")
+
+    with pytest.raises(CodecError):
+        hedging.pool.infer(replace(DIFFERENCE, key_frame=fails), 0.3)
+    assert hedging.a.begun[0].cancelled
 
 
 def test_a_wish_for_a_key_frame_is_no_action_and_leaves_the_hedge_its_chance(hedging: Rig) -> None:

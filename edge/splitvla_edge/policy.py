@@ -324,7 +324,10 @@ class EdgePolicy:
 
         def whole() -> InferCall:
             self._sequence += 1  # a sequence never names two payloads
-            return self._call(observation, cameras, rung, None)
+            try:
+                return self._call(observation, cameras, rung, None)
+            except CodecError:  # a difference may be sayable where the frame itself is not
+                return self._encoded(observation, _UNCALIBRATED)[0]
 
         return dataclasses.replace(call, key_frame=whole, held_by=server)
 
