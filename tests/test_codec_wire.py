@@ -257,7 +257,7 @@ def test_a_frame_unlike_any_that_was_calibrated_with_goes_as_int8(
     robot.handshake()
     monkeypatch.setattr(robot.embed._encoder, "coefficients", lambda image: formula_coefficients() * 1e9)
     act(robot, 1)
-    assert link.calls[0].cameras[0].tensor.scheme is Scheme.INT8
+    assert (link.calls[0].cameras[0].tensor.scheme, robot.sent_as) == (Scheme.INT8, "int8")
 
 
 def test_a_key_frame_that_the_tables_can_not_say_goes_as_int8_though_the_difference_went(
@@ -279,7 +279,9 @@ def test_a_key_frame_that_the_tables_can_not_say_goes_as_int8_though_the_differe
         return encode(coefficients, rung, binding, reference)
 
     monkeypatch.setattr(robot._payloads._codec, "encode", of_differences_alone)
+    assert robot.sent_as == "fine"
     chunk = act(robot, 2)
+    assert robot.sent_as == "int8"
     sent = [(call.sequence, call.cameras[0].tensor.scheme) for call in link.calls]
     assert sent == [(1, Scheme.KLT), (2, Scheme.KLT_DELTA), (3, Scheme.INT8)]
     assert chunk.wire_bytes == sum(call.wire_bytes for call in link.calls[1:])

@@ -83,6 +83,7 @@ class EdgePolicy:
     Mutable state: sequence number and tokens of the last call, what the server said in the last handshake, and the
     frames that servers hold.
     selection says what runs the encoder, where `open` opened it. rungs: what a frame may be sent with, best first.
+    sent_as: the name of what the last frame was sent with, which is another rung where the codec couldn't carry it.
     on_answer: told of every answer by `tell_answer`. embed: see Embedder; any thread may call it.
     """
 
@@ -117,6 +118,7 @@ class EdgePolicy:
         square, self._transform = _conventions(model, image_pipeline, camera_transform, action_transform)
         self.model = model
         self.rungs = rungs or plain_ladder(scheme, (model.spec.patches, model.spec.embed_dim))
+        self.sent_as = ""
         self.server: ServerDescription | None = None
         self.selection: Selection | None = None
         self.embed = Embedder(square, encoder, clock, tables)
@@ -306,6 +308,7 @@ class EdgePolicy:
     ) -> InferCall:
         """server: whose references the payloads may build on."""
         payloads = self._payloads.encode(cameras, rung, FrameId(self._session, self._sequence), server)
+        self.sent_as = rung.name
         call = InferCall(
             fingerprint=self.model.spec.fingerprint,
             session=self._session,
