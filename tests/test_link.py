@@ -24,7 +24,7 @@ from splitvla_shared.errors import (
 )
 from splitvla_shared.nouns import Scheme
 from splitvla_shared.wire import inference_pb2 as pb
-from tests.fake_server import SPEC, FakeServicer, answer, description, serving
+from tests.fake_server import SPEC, FakeServicer, answer, description, refusing, serving
 
 PATCHES = np.linspace(-1, 1, SPEC.patches * SPEC.embed_dim, dtype=np.float32).reshape(SPEC.patches, SPEC.embed_dim)
 
@@ -100,15 +100,15 @@ def test_a_continuous_chunk_comes_back_as_rows_of_actions(servicer: FakeServicer
 
 @pytest.mark.parametrize("status", [*STATUS_TO_ERROR, "UNAUTHENTICATED", "UNKNOWN", "DATA_LOSS"])
 def test_every_status_is_its_error_with_the_servers_reason(servicer: FakeServicer, link: GrpcLink, status: str) -> None:
-    servicer.infer = lambda _, context: context.abort(grpc.StatusCode[status], "because\nof \x1b[31mthis")
+    servicer.infer = refusing(status, "because\nof \x1b[31mthis")
     with pytest.raises(STATUS_TO_ERROR.get(status, ServerFault)) as caught:
         link.infer(_call(), 5.0)
     message = str(caught.value)
     assert type(caught.value) is STATUS_TO_ERROR.get(status, ServerFault)
     assert "frame 812" in message
     assert message.isprintable(), "a peer's text must not write into the terminal"
-    if status != "DEADLINE_EXCEEDED":
-        assert "because of ?[31mthis" in message
+    assert "because of ?[31mthis" in message
+    assert caught.value.by_server
     assert len(servicer.requests) == 1, "late work is never retried"
 
 

@@ -167,6 +167,14 @@ def test_a_miss_carries_the_numbers_of_the_whole_frame(policy: EdgePolicy, link:
     assert str(caught.value) == f"frame 1: no answer in 150 ms (int4, {size:,} B), sent after 40 ms"
 
 
+def test_what_the_server_says_of_a_miss_is_kept(policy: EdgePolicy, link: FakeLink) -> None:
+    link.outcome = said = DeadlineMissed("frame 1: 40 ms were left, the backbone takes 90 ms; it never reached the GPU")
+    said.by_server = True
+    with pytest.raises(DeadlineMissed) as caught:
+        policy.act(_observation(), deadline_s=0.15)
+    assert caught.value is said
+
+
 # --- observations -----------------------------------------------------------------------------------------------------
 
 
