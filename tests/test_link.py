@@ -269,7 +269,7 @@ def test_a_server_describes_itself(link: GrpcLink) -> None:
     server = link.describe(5.0)
     assert server.spec == SPEC
     assert server.schemes == tuple(Scheme)
-    assert (server.precision, server.version, server.max_instruction_chars) == ("fp32", "0.0-test", 512)
+    assert (server.precision, server.version) == ("fp32", "0.0-test")
     assert server.load.busy == 0.5
 
 

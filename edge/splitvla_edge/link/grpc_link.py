@@ -275,7 +275,6 @@ def _read_reply(message: pb.InferReply, request: InferCall, address: str) -> Rep
         load=_read_load(message.load, frame),
         draining=message.draining,
         key_frame_needed=message.key_frame_needed,
-        accepted_draft_tokens=message.accepted_draft_tokens,
         server=address,
     )
 
@@ -327,7 +326,6 @@ def _read_description(message: pb.DescribeReply, address: str) -> ServerDescript
         schemes=tuple(Scheme(value) for value in message.schemes if value in known),
         precision=one_line(message.precision),
         version=one_line(message.server_version),
-        max_instruction_chars=message.max_instruction_chars,
         draining=message.draining,
         load=_read_load(message.load, address),
     )
