@@ -144,12 +144,10 @@ def test_an_expired_call_is_cancelled_and_its_message_carries_the_numbers(
 
     servicer.infer = hang
     call = _call()
-    started = time.monotonic()
     try:
         with pytest.raises(DeadlineMissed) as caught:
-            link.infer(call, 0.15)
-        assert time.monotonic() - started < 2.0
-        assert str(caught.value) == f"frame 812: no answer in 150 ms (int4, {call.wire_bytes:,} B)"
+            link.infer(call, 1.0)
+        assert str(caught.value) == f"frame 812: no answer in 1000 ms (int4, {call.wire_bytes:,} B)"
         assert cancelled.wait(5), "the server must learn that nobody waits any more"
     finally:
         release.set()
@@ -298,9 +296,9 @@ def test_a_model_that_cant_exist_is_a_server_fault(
 def test_no_server_is_one_line_with_host_port_and_the_time_waited() -> None:
     port = _free_port()
     with GrpcLink(f"127.0.0.1:{port}") as link, pytest.raises(Unreachable) as caught:
-        link.describe(0.3)
+        link.describe(1.5)
     message = str(caught.value)
-    assert message.startswith(f"no server at 127.0.0.1:{port} after 0.3 s: ")
+    assert message.startswith(f"no server at 127.0.0.1:{port} after 1.5 s: ")
     assert "refused" in message
     assert message.isprintable()
 
