@@ -12,7 +12,7 @@ import pytest
 from splitvla_edge.link.calls import InferCall, Reply
 from splitvla_edge.link.grpc_link import GrpcLink
 from splitvla_edge.link.servers import ServerPool
-from splitvla_shared.errors import CodecError, ServerFault
+from splitvla_shared.errors import CodecError, DeadlineMissed, ServerFault
 from splitvla_shared.wire import inference_pb2 as pb
 from tests.fake_server import SPEC, FakeServicer, answer, serving
 from tests.server_pool_rig import CALL, Rig
@@ -81,6 +81,23 @@ def test_the_hedge_of_a_difference_is_a_key_frame(hedging: Rig) -> None:
     hedging.b.answer.set()
     hedging.pool.infer(DIFFERENCE, 0.3)
     assert [server.begun[0].request.sequence for server in (hedging.a, hedging.b)] == [7, 8]
+
+
+def test_the_time_that_the_key_frame_takes_to_make_is_the_call_s(hedging: Rig) -> None:
+    took_s = 0.1
+
+    def slow() -> InferCall:
+        hedging.now += took_s
+        return CALL
+
+    hedging.b.answer.set()
+    assert isinstance(hedging.pool.infer(replace(DIFFERENCE, key_frame=slow), 0.3), Reply)
+    assert hedging.b.begun[0].deadline_s == pytest.approx(0.3 - 0.01 - 0.1)
+    took_s = 0.5
+    hedging.a.answer.clear()
+    with pytest.raises(DeadlineMissed):
+        hedging.pool.infer(replace(DIFFERENCE, key_frame=slow), 0.3)
+    assert (len(hedging.b.begun), hedging.a.begun[1].cancelled) == (1, True)
 
 
 def test_a_hedge_that_can_not_be_made_gives_the_first_call_up(hedging: Rig) -> None:

@@ -22,7 +22,7 @@ from typing import Protocol
 
 from splitvla_edge.link.breaker import Breaker
 from splitvla_edge.link.calls import InferCall, Reply, ServerDescription
-from splitvla_shared.errors import LinkError, Overloaded, SpecMismatch, Superseded, Unreachable
+from splitvla_shared.errors import DeadlineMissed, LinkError, Overloaded, SpecMismatch, Superseded, Unreachable
 
 _PROBE_S = 1.0
 _OTHERS_S = 0.1  # what a handshake waits for the next server when one has answered that can be used
@@ -130,8 +130,8 @@ class ServerPool:
             first = self._current
             second = self._spare(first) if self._hedge_after_s is not None else None
         if second is None or self._hedge_after_s is None or self._hedge_after_s >= deadline_s:
-            fitting = request.fit_for(first.link.address)
-            return self._answer(first, lambda: first.link.infer(fitting, deadline_s))
+            fitting, left_s = self._fitted(first, request, deadline_s)
+            return self._answer(first, lambda: first.link.infer(fitting, left_s))
         return self._hedged(first, second, request, deadline_s, self._hedge_after_s)
 
     def close(self) -> None:
@@ -177,10 +177,19 @@ class ServerPool:
     def _begin(
         self, server: _Server, request: InferCall, deadline_s: float, ended: queue.SimpleQueue[Future[Reply]]
     ) -> _Call:
-        pending = server.link.begin(request.fit_for(server.link.address), deadline_s)
+        pending = server.link.begin(*self._fitted(server, request, deadline_s))
         answer = self._threads.submit(self._answer, server, pending.reply)
         answer.add_done_callback(ended.put)
         return _Call(pending, answer)
+
+    def _fitted(self, server: _Server, request: InferCall, deadline_s: float) -> tuple[InferCall, float]:
+        """The call as that server can take it, and what is left of its time: a key frame takes some to make."""
+        started = self._clock()
+        fitting = request.fit_for(server.link.address)
+        left_s = deadline_s - (self._clock() - started)
+        if not left_s > 0:
+            raise DeadlineMissed(fitting.miss(deadline_s))
+        return fitting, left_s
 
     def _answer(self, server: _Server, call: Callable[[], Reply]) -> Reply:
         """The reply of a call, and what it tells of its server."""
