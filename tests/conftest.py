@@ -72,3 +72,11 @@ def reference_bundles(reference_checkpoint: Path, tmp_path_factory: pytest.TempP
     out = tmp_path_factory.mktemp("bundles") / "reference"
     split(reference_checkpoint, out)
     return out
+
+
+@pytest.fixture
+def patient_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first server of several is in use after a handshake, however long this machine stalls."""
+    from splitvla_edge.link import servers
+
+    monkeypatch.setattr(servers, "_OTHERS_S", 5.0)

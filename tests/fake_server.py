@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 
 import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from splitvla_shared.messages import spec_to_message
 from splitvla_shared.nouns import Scheme
 from splitvla_shared.spec import ModelSpec
-from splitvla_shared.transport import server_options
+from splitvla_shared.transport import server_options, write_refusal
 from splitvla_shared.wire import inference_pb2 as pb
 from splitvla_shared.wire import inference_pb2_grpc as rpc
 from tests.specs import make_spec
@@ -42,6 +43,17 @@ def answer(request: pb.InferRequest, _: grpc.ServicerContext | None = None) -> p
         stages=pb.StageDurations(decode_payload_ms=1, queue_ms=2, prefill_ms=3, decode_ms=4, total_ms=11),
         load=pb.ServerLoad(queued=3, sessions=4, busy=0.25),
     )
+
+
+def refusing(status: str, why: str, *, marked: bool = True) -> Infer:
+    """As a server of this version refuses, or, without its mark, as gRPC and whatever is on the way do."""
+
+    def refuse(_: pb.InferRequest, context: grpc.ServicerContext) -> pb.InferReply:
+        context.set_trailing_metadata(write_refusal(0.0) if marked else ())
+        context.abort(grpc.StatusCode[status], why)
+        raise AssertionError("abort raises")
+
+    return refuse
 
 
 class FakeServicer(rpc.InferenceServicer):
@@ -77,6 +89,9 @@ def serving(
     """Serve on the loopback; gives HOST:PORT."""
     server = grpc.server(futures.ThreadPoolExecutor(4), options=server_options(1 << 20))
     rpc.add_InferenceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    checks = health.HealthServicer()
+    checks.set("splitvla.v1.Inference", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     address = f"127.0.0.1:{port}"
     bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     server.start()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from splitvla_edge.daemon.operator_lines import say
 from splitvla_edge.policy_server.complaints import Complaints
 from splitvla_edge.policy_server.request import ActionRequest
 from splitvla_edge.policy_server.worker import Job, PolicyWorker
@@ -54,7 +55,7 @@ class Rig:
     def __init__(self, **options: Any) -> None:
         self.clock, self.told = Clock(), io.StringIO()
         self.policy = FakePolicy(self.clock)
-        self.complaints = Complaints(self.told, self.clock)
+        self.complaints = Complaints(lambda line: say(line, self.told), self.clock)
         self.worker = PolicyWorker(self.policy, self.complaints, clock=self.clock, **options)
 
     def agreed(self) -> Rig:

@@ -93,7 +93,7 @@ def test_act_sends_one_image_in_the_scheme_that_is_named(
     result = act_once(request)
     assert [sent.cameras[0].tensor.scheme for sent in servicer.requests] == [scheme]
     assert servicer.requests[0].instruction == "lift the pot"
-    assert result.unnorm_key == "widowx_tiny"
+    assert (result.rung, result.unnorm_key) == (pb.Scheme.Name(scheme).lower(), "widowx_tiny")
     assert json.loads(render_json(result))["tokens"] == list(range(31900, 31907))
 
 

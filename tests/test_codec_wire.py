@@ -12,11 +12,13 @@ from splitvla_edge.link.grpc_link import GrpcLink, PendingCall
 from splitvla_edge.link.servers import ServerPool
 from splitvla_edge.policy import EdgePolicy
 from splitvla_shared.codec.model import Reference
-from splitvla_shared.codec.transform import Binding, TransformCodec
-from splitvla_shared.errors import DeadlineMissed, KeyFrameNeeded, ServerFault
+from splitvla_shared.codec.transform import Binding, Coded, TransformCodec
+from splitvla_shared.errors import CodecError, DeadlineMissed, KeyFrameNeeded, ServerFault
 from splitvla_shared.nouns import ActionChunk, FloatArray, Scheme
 from tests.codec_rig import RUNGS, SPEC, TABLES, Servers, observation, policy, tokens_of, with_servers
 from tests.codec_tables import formula_coefficients
+
+pytestmark = pytest.mark.usefixtures("patient_handshake")
 
 CODEC = TransformCodec(TABLES)
 FINE = RUNGS[1]
@@ -36,6 +38,9 @@ class Recording:
 
     def describe(self, timeout_s: float) -> ServerDescription:
         return self._link.describe(timeout_s)
+
+    def health(self, timeout_s: float) -> str:
+        return self._link.health(timeout_s)
 
     def infer(self, request: InferCall, deadline_s: float) -> Reply:
         self.calls.append(request)
@@ -252,7 +257,34 @@ def test_a_frame_unlike_any_that_was_calibrated_with_goes_as_int8(
     robot.handshake()
     monkeypatch.setattr(robot.embed._encoder, "coefficients", lambda image: formula_coefficients() * 1e9)
     act(robot, 1)
-    assert link.calls[0].cameras[0].tensor.scheme is Scheme.INT8
+    assert (link.calls[0].cameras[0].tensor.scheme, robot.sent_as) == (Scheme.INT8, "int8")
+
+
+def test_a_key_frame_that_the_tables_can_not_say_goes_as_int8_though_the_difference_went(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    link = Slow([GOOD, REFUSED, GOOD], took_s=0.001)
+    robot = policy(link)
+    robot._clock = lambda: link.now
+    robot.handshake()
+    act(robot, 1)
+    assert robot._payloads._codec is not None
+    encode = robot._payloads._codec.encode
+
+    def of_differences_alone(
+        coefficients: FloatArray, rung: int, binding: Binding, reference: Reference | None = None
+    ) -> Coded:
+        if reference is None:
+            raise CodecError("the frame is unlike those that were calibrated with")
+        return encode(coefficients, rung, binding, reference)
+
+    monkeypatch.setattr(robot._payloads._codec, "encode", of_differences_alone)
+    assert robot.sent_as == "fine"
+    chunk = act(robot, 2)
+    assert robot.sent_as == "int8"
+    sent = [(call.sequence, call.cameras[0].tensor.scheme) for call in link.calls]
+    assert sent == [(1, Scheme.KLT), (2, Scheme.KLT_DELTA), (3, Scheme.INT8)]
+    assert chunk.wire_bytes == sum(call.wire_bytes for call in link.calls[1:])
 
 
 def test_a_server_that_wants_a_key_frame_without_reason_is_faulty() -> None:

@@ -23,6 +23,9 @@ class Refused(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
     def code(self) -> grpc.StatusCode:
         return grpc.StatusCode.UNAVAILABLE
 
+    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
 
 class FakeLine:
     """A line and the knock on it, which is answered when it is told to, or at once."""

@@ -24,7 +24,7 @@ from splitvla_shared.errors import (
 )
 from splitvla_shared.nouns import Scheme
 from splitvla_shared.wire import inference_pb2 as pb
-from tests.fake_server import SPEC, FakeServicer, answer, description, serving
+from tests.fake_server import SPEC, FakeServicer, answer, description, refusing, serving
 
 PATCHES = np.linspace(-1, 1, SPEC.patches * SPEC.embed_dim, dtype=np.float32).reshape(SPEC.patches, SPEC.embed_dim)
 
@@ -100,15 +100,15 @@ def test_a_continuous_chunk_comes_back_as_rows_of_actions(servicer: FakeServicer
 
 @pytest.mark.parametrize("status", [*STATUS_TO_ERROR, "UNAUTHENTICATED", "UNKNOWN", "DATA_LOSS"])
 def test_every_status_is_its_error_with_the_servers_reason(servicer: FakeServicer, link: GrpcLink, status: str) -> None:
-    servicer.infer = lambda _, context: context.abort(grpc.StatusCode[status], "because\nof \x1b[31mthis")
+    servicer.infer = refusing(status, "because\nof \x1b[31mthis")
     with pytest.raises(STATUS_TO_ERROR.get(status, ServerFault)) as caught:
         link.infer(_call(), 5.0)
     message = str(caught.value)
     assert type(caught.value) is STATUS_TO_ERROR.get(status, ServerFault)
     assert "frame 812" in message
     assert message.isprintable(), "a peer's text must not write into the terminal"
-    if status != "DEADLINE_EXCEEDED":
-        assert "because of ?[31mthis" in message
+    assert "because of ?[31mthis" in message
+    assert caught.value.by_server
     assert len(servicer.requests) == 1, "late work is never retried"
 
 
@@ -144,12 +144,10 @@ def test_an_expired_call_is_cancelled_and_its_message_carries_the_numbers(
 
     servicer.infer = hang
     call = _call()
-    started = time.monotonic()
     try:
         with pytest.raises(DeadlineMissed) as caught:
-            link.infer(call, 0.15)
-        assert time.monotonic() - started < 2.0
-        assert str(caught.value) == f"frame 812: no answer in 150 ms (int4, {call.wire_bytes:,} B)"
+            link.infer(call, 1.0)
+        assert str(caught.value) == f"frame 812: no answer in 1000 ms (int4, {call.wire_bytes:,} B)"
         assert cancelled.wait(5), "the server must learn that nobody waits any more"
     finally:
         release.set()
@@ -269,7 +267,7 @@ def test_a_server_describes_itself(link: GrpcLink) -> None:
     server = link.describe(5.0)
     assert server.spec == SPEC
     assert server.schemes == tuple(Scheme)
-    assert (server.precision, server.version, server.max_instruction_chars) == ("fp32", "0.0-test", 512)
+    assert (server.precision, server.version) == ("fp32", "0.0-test")
     assert server.load.busy == 0.5
 
 
@@ -298,9 +296,9 @@ def test_a_model_that_cant_exist_is_a_server_fault(
 def test_no_server_is_one_line_with_host_port_and_the_time_waited() -> None:
     port = _free_port()
     with GrpcLink(f"127.0.0.1:{port}") as link, pytest.raises(Unreachable) as caught:
-        link.describe(0.3)
+        link.describe(1.5)
     message = str(caught.value)
-    assert message.startswith(f"no server at 127.0.0.1:{port} after 0.3 s: ")
+    assert message.startswith(f"no server at 127.0.0.1:{port} after 1.5 s: ")
     assert "refused" in message
     assert message.isprintable()
 

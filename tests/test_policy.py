@@ -167,6 +167,14 @@ def test_a_miss_carries_the_numbers_of_the_whole_frame(policy: EdgePolicy, link:
     assert str(caught.value) == f"frame 1: no answer in 150 ms (int4, {size:,} B), sent after 40 ms"
 
 
+def test_what_the_server_says_of_a_miss_is_kept(policy: EdgePolicy, link: FakeLink) -> None:
+    link.outcome = said = DeadlineMissed("frame 1: 40 ms were left, the backbone takes 90 ms; it never reached the GPU")
+    said.by_server = True
+    with pytest.raises(DeadlineMissed) as caught:
+        policy.act(_observation(), deadline_s=0.15)
+    assert caught.value is said
+
+
 # --- observations -----------------------------------------------------------------------------------------------------
 
 
@@ -342,9 +350,20 @@ def test_connect_names_the_half_that_is_needed(tiny_bundles: Path) -> None:
         EdgePolicy.connect(tiny_bundles / "cloud", "127.0.0.1:1")
 
 
-def test_a_hedge_without_a_second_server_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"hedge_ms is 120; it needs two servers: --server A,B"):
-        EdgePolicy.open(tmp_path / "no-bundle", "127.0.0.1:1", hedge_ms=120)
+@pytest.mark.parametrize(
+    ("server", "hedge_ms", "reason"),
+    [
+        ("127.0.0.1:1", 120, r"hedge_ms is 120; it needs two servers: --server A,B"),
+        ("127.0.0.1:1,127.0.0.1:2", 0.0, r"hedge_ms is 0; expected above 0"),
+        ("127.0.0.1:1,127.0.0.1:2", -120.0, r"hedge_ms is -120; expected above 0"),
+        ("127.0.0.1:1,127.0.0.1:2", float("nan"), r"hedge_ms is nan; expected above 0"),
+    ],
+)
+def test_a_hedge_that_makes_no_sense_is_refused_before_anything_is_loaded(
+    tmp_path: Path, server: str, hedge_ms: float, reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        EdgePolicy.open(tmp_path / "no-bundle", server, hedge_ms=hedge_ms)
 
 
 def test_the_last_answer_is_the_next_frames_draft_until_a_new_handshake(policy: EdgePolicy, link: FakeLink) -> None:

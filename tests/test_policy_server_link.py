@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,7 +20,7 @@ from splitvla_edge.policy_server.numpy_msgpack import pack
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.wire import inference_pb2 as pb
 from tests.fake_server import FakeServicer, description, serving
-from tests.policy_clients import CALL, IMAGE, PATIENCE_S, PolicyServer, answer, ask, post, websocket_to
+from tests.policy_clients import CALL, IMAGE, KEY, PATIENCE_S, PolicyServer, answer, ask, post, websocket_to
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +127,37 @@ def test_a_second_signal_ends_the_call_under_way(tiny_bundles: Path, servicer: F
         finally:
             over.set()
     assert process.output.splitlines()[-1] == "splitvla-edge: stopped; 0 requests had an action, 1 an error"
+
+
+def test_an_operator_who_can_not_be_told_anything_costs_no_action(tiny_bundles: Path, servicer: FakeServicer) -> None:
+    """Standard output and error on a full disk, from the first line to the last."""
+    servicer.infer = answer
+    port, listen = free_port(), f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "splitvla_edge", "serve-policy", "--bundle", str(tiny_bundles / "edge")]
+    options = ["--server", f"127.0.0.1:{port}", "--unnorm-key", KEY, "--listen", listen, "--threads", "1"]
+    with (
+        Path("/dev/full").open("w") as full,
+        subprocess.Popen([*command, *options], stdout=full, stderr=full) as process,
+    ):
+        try:
+            _until_heard(process, listen)
+            assert post(listen, CALL).content == b'"error"'
+            with serving(servicer, port):
+                _until_answered(listen)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()
+
+
+def _until_heard(process: subprocess.Popen[bytes], address: str) -> None:
+    host, port = address.split(":")
+    while process.poll() is None:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection((host, int(port))):
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.02)
+    raise AssertionError(f"serve-policy ended with {process.returncode} before it listened")
 
 
 def test_a_server_of_another_model_ends_the_start_with_what_differs(tiny_bundles: Path) -> None:

@@ -22,7 +22,7 @@ from splitvla_shared.errors import EarlyStop, ServerFault
 from splitvla_shared.limits import max_message_bytes
 from splitvla_shared.messages import spec_from_message, tensor_to_message
 from splitvla_shared.nouns import FloatArray, Scheme
-from splitvla_shared.transport import read_retry_after
+from splitvla_shared.transport import is_refusal, read_retry_after
 from splitvla_shared.wire import inference_pb2 as pb
 from tests.cloud_fakes import SPEC, WAIT_S, FakeBackbone, Served, fake_bundle, request, serving
 
@@ -192,7 +192,8 @@ def test_a_full_queue_sheds_load(bundle: Bundle) -> None:
         refused = served.stub.Infer(request(session=3), timeout=WAIT_S)
         status, _ = await refusal(refused)
         assert status == "RESOURCE_EXHAUSTED"
-        assert read_retry_after(await refused.trailing_metadata()) == 0.02
+        metadata = await refused.trailing_metadata()
+        assert (read_retry_after(metadata), is_refusal(metadata)) == (0.02, True)
         backbone.release.set()
         assert len(await asyncio.gather(*calls)) == 2
 

@@ -26,7 +26,7 @@ from splitvla_shared.errors import KeyFrameNeeded, LinkError, Overloaded, SplitV
 from splitvla_shared.limits import MAX_INSTRUCTION_CHARS
 from splitvla_shared.messages import spec_to_message
 from splitvla_shared.spec import ModelSpec
-from splitvla_shared.transport import write_retry_after
+from splitvla_shared.transport import write_refusal
 from splitvla_shared.wire import inference_pb2 as pb
 from splitvla_shared.wire.inference_pb2_grpc import InferenceServicer
 
@@ -184,5 +184,5 @@ async def _refuse(context: Any, request: pb.InferRequest, error: SplitVLAError) 
     robot = request.robot[:64]
     logger.info("session %016x robot %r: %s: %s", request.session, robot, status, error)
     retry_after_s = error.retry_after_s if isinstance(error, LinkError) else 0.0
-    await context.abort(grpc.StatusCode[status], str(error), write_retry_after(retry_after_s))
+    await context.abort(grpc.StatusCode[status], str(error), write_refusal(retry_after_s))
     raise AssertionError("abort raises")

@@ -58,7 +58,7 @@ def act_once(request: ActRequest) -> ActResult:
     ) as policy:
         chunk = policy.act(Observation(0, (image,), instruction, captured_at), deadline_s=request.deadline_s)
         encoder = request.options.get("encoder", FP32)
-        return ActResult(chunk, policy.rungs[0].name, policy.model.statistics.key, encoder, policy.selection)
+        return ActResult(chunk, policy.sent_as, policy.model.statistics.key, encoder, policy.selection)
 
 
 def render_json(result: ActResult) -> str:

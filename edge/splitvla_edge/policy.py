@@ -26,6 +26,7 @@ from splitvla_edge.link.servers import ServerPool
 from splitvla_edge.model import EdgeModel, check_accepted, check_same_model, read_edge_model, read_ladder
 from splitvla_edge.observations import check_observation
 from splitvla_edge.payloads import FrameId, PayloadCoder, differs
+from splitvla_edge.policy_options import PolicyOptions, check_hedge
 from splitvla_edge.preprocess.image_pipelines import build_pipeline
 from splitvla_edge.transforms import find_transform
 from splitvla_shared.actions import Detokenized
@@ -57,8 +58,6 @@ from splitvla_shared.rungs import Rung, plain_ladder
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from splitvla_edge.policy_options import PolicyOptions
-
 SOURCE = "cloud"
 # What carries a frame that the codec can't: close to exact, and half of bf16's bytes on a link that may be slow.
 _UNCALIBRATED = Rung("int8", Scheme.INT8, 0)
@@ -84,6 +83,7 @@ class EdgePolicy:
     Mutable state: sequence number and tokens of the last call, what the server said in the last handshake, and the
     frames that servers hold.
     selection says what runs the encoder, where `open` opened it. rungs: what a frame may be sent with, best first.
+    sent_as: the name of what the last frame was sent with, which is another rung where the codec couldn't carry it.
     on_answer: told of every answer by `tell_answer`. embed: see Embedder; any thread may call it.
     """
 
@@ -118,6 +118,7 @@ class EdgePolicy:
         square, self._transform = _conventions(model, image_pipeline, camera_transform, action_transform)
         self.model = model
         self.rungs = rungs or plain_ladder(scheme, (model.spec.patches, model.spec.embed_dim))
+        self.sent_as = ""
         self.server: ServerDescription | None = None
         self.selection: Selection | None = None
         self.embed = Embedder(square, encoder, clock, tables)
@@ -157,8 +158,7 @@ class EdgePolicy:
         Raises BundleError, ConfigError, ObservationError (unknown `unnorm_key`).
         """
         addresses = check_addresses(server)  # first: a mistyped address should not cost a model load
-        if hedge_ms is not None and len(addresses) < 2:
-            raise ConfigError(f"hedge_ms is {hedge_ms:g}; it needs two servers: --server A,B")
+        check_hedge(hedge_ms, server)
         first = GrpcLink(addresses[0], security=security)
         link: Link = first
         with contextlib.ExitStack() as on_error:
@@ -308,6 +308,7 @@ class EdgePolicy:
     ) -> InferCall:
         """server: whose references the payloads may build on."""
         payloads = self._payloads.encode(cameras, rung, FrameId(self._session, self._sequence), server)
+        self.sent_as = rung.name
         call = InferCall(
             fingerprint=self.model.spec.fingerprint,
             session=self._session,
@@ -326,7 +327,10 @@ class EdgePolicy:
 
         def whole() -> InferCall:
             self._sequence += 1  # a sequence never names two payloads
-            return self._call(observation, cameras, rung, None)
+            try:
+                return self._call(observation, cameras, rung, None)
+            except CodecError:  # a difference may be sayable where the frame itself is not
+                return self._encoded(observation, _UNCALIBRATED)[0]
 
         return dataclasses.replace(call, key_frame=whole, held_by=server)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, TypedDict, cast
 
+from splitvla_shared.errors import ConfigError
+
 if TYPE_CHECKING:  # every command imports this module for its options, and most of them need no more than that
     from splitvla_edge.link.security import Security
     from splitvla_shared.nouns import Scheme
@@ -24,6 +26,16 @@ class PolicyOptions(TypedDict, total=False):
     encoder: str
     provider: str
     hedge_ms: float | None
+
+
+def check_hedge(hedge_ms: float | None, server: str | None) -> None:
+    """hedge_ms: None for never. server: as `--server` has it; None where it is not known yet. Raises ConfigError."""
+    if hedge_ms is None:
+        return
+    if not hedge_ms > 0:  # also NaN
+        raise ConfigError(f"hedge_ms is {hedge_ms:g}; expected above 0")
+    if server is not None and "," not in server:
+        raise ConfigError(f"hedge_ms is {hedge_ms:g}; it needs two servers: --server A,B")
 
 
 def add_policy_options(parser: argparse.ArgumentParser) -> None:

@@ -56,10 +56,14 @@ class RobotError(SplitVLAError):
 
 
 class LinkError(SplitVLAError):
-    """retry_after_s: how long the server asks to be left alone, 0 where it asks for nothing."""
+    """retry_after_s: how long the server asks to be left alone, 0 where it asks for nothing.
+
+    by_server: the server refused the call in its own words; False where this side gave up, or nobody can tell.
+    """
 
     exit_code = 4
     retry_after_s = 0.0
+    by_server = False
 
 
 class Unreachable(LinkError):  # noqa: N818 - the names are the outcomes that the field speaks of

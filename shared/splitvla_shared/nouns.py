@@ -1,4 +1,4 @@
-"""The nouns of one frame's way: observation, embedding, encoded tensor, action chunk."""
+"""The nouns of one frame's way: observation, encoded tensor, action chunk."""
 
 from __future__ import annotations
 
@@ -44,13 +44,6 @@ class Observation:
     instruction: str
     captured_at: float
     state: FloatArray | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Embedding:
-    """Projected patch embeddings of all cameras, float32, shape (cameras * patches, embed_dim)."""
-
-    patches: FloatArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,9 @@ _SERVER: tuple[Option, ...] = (
     ("grpc.so_reuseport", 0),  # two servers on one port would share robots at random
 )
 
-# Trailing metadata of a call that was refused: whole milliseconds after which the next one is welcome.
+# Trailing metadata of a call that was refused. That the server itself did: gRPC ends calls with the same statuses where
+# nobody answered. And whole milliseconds after which the next one is welcome.
+_REFUSED = ("splitvla-refused", "1")
 RETRY_AFTER_KEY = "retry-after-ms"
 _WHOLE = re.compile(r"[0-9]{1,9}")
 _RETRY_AFTER_S = 2.0  # a robot stands still meanwhile: no server may ask for more
@@ -55,6 +57,16 @@ _REPLY_BYTES = 128 * 1024  # above the largest legal chunk, 256 steps of 64 floa
 
 def client_options() -> list[Option]:
     return [*_COMMON, *_CLIENT, ("grpc.max_receive_message_length", _REPLY_BYTES), ("grpc.max_send_message_length", -1)]
+
+
+def write_refusal(retry_after_s: float) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata of a call that the server refuses."""
+    return (_REFUSED, *write_retry_after(retry_after_s))
+
+
+def is_refusal(metadata: Iterable[tuple[str, str | bytes]] | None) -> bool:
+    """Whether the server itself ended the call."""
+    return any((key, value) == _REFUSED for key, value in metadata or ())
 
 
 def write_retry_after(seconds: float) -> tuple[tuple[str, str], ...]:

@@ -91,7 +91,6 @@ class Reply:
     load: ServerLoad = ServerLoad()
     draining: bool = False
     key_frame_needed: bool = False
-    accepted_draft_tokens: int = 0
     server: str = ""
 
 
@@ -103,6 +102,5 @@ class ServerDescription:
     schemes: tuple[Scheme, ...]
     precision: str = ""
     version: str = ""
-    max_instruction_chars: int = 0
     draining: bool = False
     load: ServerLoad = ServerLoad()

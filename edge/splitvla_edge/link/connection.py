@@ -18,6 +18,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
 
+from splitvla_shared.transport import is_refusal
+
 _GRACE_S = 0.05  # what a call waits for a fresh connection: on most networks of robots an answer takes less
 _ANSWERS_S = 0.25
 _PATIENCE = (1, 8)  # unheard calls in a row before a fresh connection: at first, and at most
@@ -117,5 +119,6 @@ class Connection(Generic[L]):
 
 
 def unanswered(error: Any) -> bool:
-    """Whether a grpc.RpcError came from this side alone: no answer in time, or no connection."""
-    return error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+    """Whether a grpc.RpcError came of silence, no answer in time or no connection, and is no word of the server."""
+    silent = error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+    return silent and not is_refusal(error.trailing_metadata())

@@ -72,4 +72,6 @@ def _send(link: Link, call: InferCall, deadline: Deadline) -> Reply:
     try:
         return link.infer(call, remaining_s)
     except DeadlineMissed as error:
+        if error.by_server:
+            raise
         raise DeadlineMissed(f"{call.miss(deadline.of_s)}, sent after {spent_s * 1e3:.0f} ms") from error

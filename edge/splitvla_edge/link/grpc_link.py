@@ -23,6 +23,7 @@ from splitvla_edge.link.connection import Connection, unanswered
 from splitvla_edge.link.security import Security
 from splitvla_shared.errors import (
     ConfigError,
+    DeadlineMissed,
     LinkError,
     ServerFault,
     Superseded,
@@ -32,7 +33,7 @@ from splitvla_shared.errors import (
 from splitvla_shared.messages import spec_from_message, tensor_to_message
 from splitvla_shared.nouns import FloatArray, Scheme
 from splitvla_shared.texts import one_line
-from splitvla_shared.transport import client_options, read_retry_after
+from splitvla_shared.transport import client_options, is_refusal, read_retry_after
 from splitvla_shared.wire import inference_pb2 as pb
 from splitvla_shared.wire import inference_pb2_grpc as rpc
 
@@ -154,9 +155,9 @@ class GrpcLink:
             self._note(future.exception())
 
     def _infer_failure(self, error: grpc.RpcError, request: InferCall, deadline_s: float) -> LinkError:
-        if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-            return self._failure(error, f"frame {request.sequence}")
-        return error_for_status("DEADLINE_EXCEEDED")(request.miss(deadline_s))
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and unanswered(error):
+            return DeadlineMissed(request.miss(deadline_s))
+        return self._failure(error, f"frame {request.sequence}")
 
     def _failure(self, error: grpc.RpcError, what: str) -> LinkError:
         status, details = error.code().name, one_line(error.details())
@@ -169,6 +170,7 @@ class GrpcLink:
             details = f"not a splitvla server of this version ({details})"
         failure = kind(f"{what}: the call to {self.address} ended with {status}: {details or 'no reason given'}")
         failure.retry_after_s = read_retry_after(error.trailing_metadata())
+        failure.by_server = is_refusal(error.trailing_metadata())
         return failure
 
 
@@ -273,7 +275,6 @@ def _read_reply(message: pb.InferReply, request: InferCall, address: str) -> Rep
         load=_read_load(message.load, frame),
         draining=message.draining,
         key_frame_needed=message.key_frame_needed,
-        accepted_draft_tokens=message.accepted_draft_tokens,
         server=address,
     )
 
@@ -325,7 +326,6 @@ def _read_description(message: pb.DescribeReply, address: str) -> ServerDescript
         schemes=tuple(Scheme(value) for value in message.schemes if value in known),
         precision=one_line(message.precision),
         version=one_line(message.server_version),
-        max_instruction_chars=message.max_instruction_chars,
         draining=message.draining,
         load=_read_load(message.load, address),
     )

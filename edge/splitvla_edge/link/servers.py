@@ -2,10 +2,11 @@
 
 Rules of this file:
  - Calls stay with one server until it drains, fails, sheds load or holds another model; nothing balances load.
- - What a server that is not in use is worth is found out by `describe` on a thread of its own, one probe at a time:
-   a frame of the robot is never the probe.
+ - What a server that is not in use is worth is found out by `describe` and `health` on a thread of its own,
+   one probe at a time: a frame of the robot is never the probe.
  - A hedge is the same call to a second server, or, where it is a difference from what the first one holds, the same
-   observation as a key frame. The first action wins; the other call is cancelled. At most two calls are in flight.
+   observation as a key frame. The first action wins; the other call is cancelled, which counts as a miss of the server
+   that was asked first. At most two calls are in flight.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Protocol
 
 from splitvla_edge.link.breaker import Breaker
 from splitvla_edge.link.calls import InferCall, Reply, ServerDescription
-from splitvla_shared.errors import LinkError, Overloaded, SpecMismatch, Superseded, Unreachable
+from splitvla_shared.errors import DeadlineMissed, LinkError, Overloaded, SpecMismatch, Superseded, Unreachable
 
 _PROBE_S = 1.0
 _OTHERS_S = 0.1  # what a handshake waits for the next server when one has answered that can be used
@@ -45,6 +46,9 @@ class ServerLink(Protocol):
 
     def describe(self, timeout_s: float) -> ServerDescription: ...
 
+    def health(self, timeout_s: float) -> str:
+        """Of its inference: "SERVING" or another word. Raises LinkError."""
+
     def infer(self, request: InferCall, deadline_s: float) -> Reply: ...
 
     def begin(self, request: InferCall, deadline_s: float) -> Pending: ...
@@ -60,6 +64,14 @@ class _Server:
     breaker: Breaker = field(default_factory=Breaker)
     description: ServerDescription | None = None
     passed_over_until: float = -math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call that was begun, and its end as `_answer` tells it."""
+
+    pending: Pending
+    answer: Future[Reply]
 
 
 class ServerPool:
@@ -118,8 +130,8 @@ class ServerPool:
             first = self._current
             second = self._spare(first) if self._hedge_after_s is not None else None
         if second is None or self._hedge_after_s is None or self._hedge_after_s >= deadline_s:
-            fitting = request.fit_for(first.link.address)
-            return self._answer(first, lambda: first.link.infer(fitting, deadline_s))
+            fitting, left_s = self._fitted(first, request, deadline_s)
+            return self._answer(first, lambda: first.link.infer(fitting, left_s))
         return self._hedged(first, second, request, deadline_s, self._hedge_after_s)
 
     def close(self) -> None:
@@ -143,24 +155,41 @@ class ServerPool:
         ended: queue.SimpleQueue[Future[Reply]] = queue.SimpleQueue()
         calls = [self._begin(first, request, deadline_s, ended)]
         try:
-            finished = ended.get(timeout=after_s)
-        except queue.Empty:
-            calls.append(self._begin(second, request, deadline_s - after_s, ended))
-            finished = ended.get()
-        if len(calls) == 2 and not _has_action(finished):
-            other = ended.get()  # it may still answer
-            # That a key frame is needed is worth more than another server's error: the frame can be sent again.
-            finished = finished if other.exception() is not None and finished.exception() is None else other
-        for pending in calls:
-            pending.cancel()  # does nothing to a call that has ended
+            try:
+                finished = ended.get(timeout=after_s)
+            except queue.Empty:
+                calls.append(self._begin(second, request, deadline_s - after_s, ended))
+                finished = ended.get()
+            if len(calls) == 2 and not _has_action(finished):
+                other = ended.get()  # it may still answer
+                # That a key frame is needed is worth more than another server's error: the frame can be sent again.
+                finished = finished if other.exception() is not None and finished.exception() is None else other
+            if not calls[0].answer.done():
+                # Its call is cancelled before it could be missed, so that a server which hangs would be asked for ever.
+                # As of misses two in a row count: one slow answer is worth no key frame to another server.
+                with self._lock:
+                    first.breaker.failed(self._clock())
+        finally:
+            for call in calls:
+                call.pending.cancel()  # does nothing to a call that has ended
         return finished.result()
 
     def _begin(
         self, server: _Server, request: InferCall, deadline_s: float, ended: queue.SimpleQueue[Future[Reply]]
-    ) -> Pending:
-        pending = server.link.begin(request.fit_for(server.link.address), deadline_s)
-        self._threads.submit(self._answer, server, pending.reply).add_done_callback(ended.put)
-        return pending
+    ) -> _Call:
+        pending = server.link.begin(*self._fitted(server, request, deadline_s))
+        answer = self._threads.submit(self._answer, server, pending.reply)
+        answer.add_done_callback(ended.put)
+        return _Call(pending, answer)
+
+    def _fitted(self, server: _Server, request: InferCall, deadline_s: float) -> tuple[InferCall, float]:
+        """The call as that server can take it, and what is left of its time: a key frame takes some to make."""
+        started = self._clock()
+        fitting = request.fit_for(server.link.address)
+        left_s = deadline_s - (self._clock() - started)
+        if not left_s > 0:
+            raise DeadlineMissed(fitting.miss(deadline_s))
+        return fitting, left_s
 
     def _answer(self, server: _Server, call: Callable[[], Reply]) -> Reply:
         """The reply of a call, and what it tells of its server."""
@@ -189,15 +218,18 @@ class ServerPool:
 
     def _look_at(self, server: _Server, timeout_s: float) -> LinkError | None:
         """Ask a server what it is; an error is returned, because nobody waits for a probe."""
+        until = self._clock() + timeout_s
         try:
             description, error = server.link.describe(timeout_s), None
         except LinkError as failure:
             description, error = None, failure
+        # A server describes itself while it loads its model, and while a pass hangs; only its health says so.
+        serves = error is None and _serves(server.link, until - self._clock())
         with self._lock:
             # Without an answer the old one stands: a call that goes well closes the breaker, and nobody asks again.
             # Another model is found out all the same: every call carries the fingerprint.
             server.description = description or server.description
-            well = description is not None and not description.draining and self._holds_model(server)
+            well = description is not None and not description.draining and serves and self._holds_model(server)
             if not well:
                 server.breaker.open(self._clock())
             server.breaker.probed(self._clock(), well)
@@ -226,6 +258,13 @@ class ServerPool:
 
     def _spare(self, first: _Server) -> _Server | None:
         return next((server for server in self._servers if server is not first and self._usable(server)), None)
+
+
+def _serves(link: ServerLink, timeout_s: float) -> bool:
+    try:
+        return timeout_s > 0 and link.health(timeout_s) == "SERVING"
+    except LinkError:
+        return False
 
 
 def _has_action(call: Future[Reply]) -> bool:

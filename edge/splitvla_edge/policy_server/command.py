@@ -10,6 +10,7 @@ import sys
 from importlib.util import find_spec
 from typing import Any, TextIO
 
+from splitvla_edge.daemon.operator_lines import Printer
 from splitvla_edge.policy import EdgePolicy
 from splitvla_edge.policy_server.complaints import Complaints
 from splitvla_edge.policy_server.options import PolicyServerSettings
@@ -32,19 +33,22 @@ def serve_policy(settings: PolicyServerSettings, out: TextIO = sys.stdout, err: 
         raise ConfigError(f"serve-policy needs {', '.join(missing)}; pip install 'splitvla[policy-server]'")
     from splitvla_edge.policy_server.port import bind
 
-    complaints = Complaints(err)
     with contextlib.ExitStack() as stack:
+        # A terminal that hangs or is gone costs no action: lines are printed on threads of their own.
+        told, ready = Printer(err), Printer(out)
+        stack.callback(told.close)
+        stack.callback(ready.close)
         listener = stack.enter_context(bind(settings.listen))
         if not settings.loopback:
-            complaints.say(f"INSECURE: {settings.listen} has no TLS; whoever reaches it can use the robot's policy")
+            told.say(f"INSECURE: {settings.listen} has no TLS; whoever reaches it can use the robot's policy")
         policy = stack.enter_context(EdgePolicy.open(settings.bundle, settings.server, **settings.options))
         if policy.selection is not None:
-            complaints.say(f"encoder {settings.options.get('encoder', FP32)} on {policy.selection.describe()}")
-        return asyncio.run(_serve(settings, policy, listener, complaints, out))
+            told.say(f"encoder {settings.options.get('encoder', FP32)} on {policy.selection.describe()}")
+        return asyncio.run(_serve(settings, policy, listener, told, ready))
 
 
 async def _serve(
-    settings: PolicyServerSettings, policy: EdgePolicy, listener: socket.socket, complaints: Complaints, out: TextIO
+    settings: PolicyServerSettings, policy: EdgePolicy, listener: socket.socket, told: Printer, ready: Printer
 ) -> int:
     from splitvla_edge.policy_server.app import OpenpiSettings, build_app, build_crowded_app
     from splitvla_edge.policy_server.desk import Desk
@@ -53,6 +57,7 @@ async def _serve(
 
     spec, statistics = policy.model.spec, policy.model.statistics
     address = join_address(split_address(settings.listen)[0], listener.getsockname()[1])
+    complaints = Complaints(told.say)
     worker = PolicyWorker(policy, complaints, accept_clipped=settings.accept_clipped)
     desk = Desk(worker, complaints, served_key=statistics.key, deadline_s=settings.deadline_ms / 1e3)
     metadata: dict[str, str | int | float] = {
@@ -66,7 +71,7 @@ async def _serve(
     port = Port(
         build_app(desk, OpenpiSettings(settings.cameras, metadata)),
         build_crowded_app(desk),
-        lambda: print(f"ready on {address}: POST http://{address}/act, ws://{address}", file=out, flush=True),
+        lambda: ready.say(f"ready on {address}: POST http://{address}/act, ws://{address}"),
     )
     leave, hurry = asyncio.Event(), asyncio.Event()
     _on_signals(leave, hurry)
@@ -89,7 +94,7 @@ async def _serve(
         await asyncio.to_thread(worker.close)
         await asyncio.wait((ended,))
     ended.result()
-    complaints.say(f"stopped; {desk.answered} requests had an action, {desk.failed} an error")
+    told.say(f"stopped; {desk.answered} requests had an action, {desk.failed} an error")
     return 0
 
 

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TextIO
 
 from splitvla_shared.errors import (
     DeadlineMissed,
@@ -84,28 +83,27 @@ class Story:
 
 
 class Complaints:
-    """The story on a stream. Thread-safe: the policy's thread and the port's tell it."""
+    """The story, told line by line. Thread-safe: the policy's thread and the port's tell it.
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._story, self._stream, self._clock = Story(), stream, clock
+    say: gets each line, under the lock of both threads, so that it may neither wait nor raise.
+    """
+
+    def __init__(self, say: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
+        self._story, self._say, self._clock = Story(), say, clock
         self._lock = threading.Lock()
 
     def failed(self, what: str, error: SplitVLAError) -> None:
         with self._lock:
-            self._say(self._story.failed(self._clock(), what, error))
+            self._tell(self._story.failed(self._clock(), what, error))
 
     def refused(self, what: str, error: SplitVLAError) -> None:
         with self._lock:
-            self._say(self._story.refused(self._clock(), what, error))
+            self._tell(self._story.refused(self._clock(), what, error))
 
     def answered(self) -> None:
         with self._lock:
-            self._say(self._story.answered())
+            self._tell(self._story.answered())
 
-    def say(self, line: str) -> None:
-        with self._lock:
-            self._say(line)
-
-    def _say(self, line: str | None) -> None:
+    def _tell(self, line: str | None) -> None:
         if line is not None:
-            print(f"splitvla-edge: {line}", file=self._stream, flush=True)
+            self._say(line)
