@@ -16,6 +16,7 @@ from splitvla_shared.encoders import parse_encoders
 from splitvla_shared.image_pipelines import parse_image_pipeline
 
 PRECISIONS = ("fp32", "bf16", "int8", "nf4", "fp8", "int4")
+_BASE_STATISTICS = "scale the adapter's actions by the checkpoint's statistics, not by those of its training run"
 # Options of `serve` that are settings of the same name.
 _SERVE_OPTIONS = (
     *("bundle", "precision", "engine", "decode", "max_batch", "listen", "device", "threads"),
@@ -38,7 +39,13 @@ def build_parser() -> argparse.ArgumentParser:
     split = commands.add_parser("split", help="turn an OpenVLA checkpoint into an edge and a cloud bundle")
     split.add_argument("checkpoint", type=Path, help="folder of a Hugging Face OpenVLA checkpoint (safetensors)")
     split.add_argument("--out", type=Path, required=True, help="folder to make; holds edge/ and cloud/ afterwards")
-    split.add_argument("--adapter", type=Path, metavar="DIR", help="PEFT LoRA adapter to merge into the weights")
+    split.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="DIR",
+        help="PEFT LoRA adapter to merge into the weights; its run's dataset_statistics.json lies in it or above it",
+    )
+    split.add_argument("--base-statistics", action="store_true", help=_BASE_STATISTICS)
     split.add_argument(
         "--precision",
         choices=("int8", "nf4"),
@@ -113,6 +120,7 @@ def _add_verify(verify: argparse.ArgumentParser) -> None:
     verify.add_argument("checkpoint", type=Path, help="the folder that was split")
     verify.add_argument("--bundles", type=Path, required=True, help="the folder with edge/ and cloud/")
     verify.add_argument("--adapter", type=Path, metavar="DIR", help="the PEFT LoRA adapter that was merged by `split`")
+    verify.add_argument("--base-statistics", action="store_true", help=_BASE_STATISTICS)
     verify.add_argument("--precision", choices=PRECISIONS, help="of the bundle's backbone (fp32, or as it is stored)")
     verify.add_argument(
         "--precisions",
@@ -139,6 +147,7 @@ def _split(arguments: argparse.Namespace) -> int:
             arguments.checkpoint,
             arguments.out,
             adapter=arguments.adapter,
+            base_statistics=arguments.base_statistics,
             precision=arguments.precision,
             image_pipeline=image_pipeline,
             encoders=encoders,
@@ -160,6 +169,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         arguments.checkpoint,
         arguments.bundles,
         adapter=arguments.adapter,
+        base_statistics=arguments.base_statistics,
         precision=arguments.precision,
         precisions=parse_precisions(arguments.precisions or ""),
         frames=arguments.frames,

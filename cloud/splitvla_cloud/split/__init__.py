@@ -37,6 +37,7 @@ def split(
     out: Path,
     *,
     adapter: Path | None = None,
+    base_statistics: bool = False,
     precision: Quantised | None = None,
     image_pipeline: ImagePipeline = ImagePipeline.HF,
     encoders: EncoderOptions = FP32_ONLY,
@@ -44,17 +45,19 @@ def split(
 ) -> ModelSpec:
     """Write `out`/edge and `out`/cloud from the checkpoint folder, and return the spec that both carry.
 
-    adapter: a PEFT LoRA folder that is merged into the weights on their way. precision: "int8" or "nf4" to store the
+    adapter: a PEFT LoRA folder that is merged into the weights on their way. base_statistics: its actions are scaled by
+    the checkpoint's statistics, not by those of its training run. precision: "int8" or "nf4" to store the
     backbone quantised, so that the server starts in seconds and serves that precision alone; None stores it as it is.
     image_pipeline: what the robot does to a frame unless told otherwise; the checkpoint does not say it.
     encoders: reduced ones to write beside the exact one, for slow robots, and how they are judged.
     Everything is checked, every weight included, before the first byte is written; `out` appears whole or not at all.
     Peak memory is a small multiple of the largest tensor: both halves pass through one tensor at a time.
-    Raises CheckpointError when the source cannot be split, BundleError when `out` is taken or the disk refuses.
+    Raises CheckpointError or ConfigError when the source cannot be split, BundleError when `out` is taken or the disk
+    refuses.
     """
     report = progress or silent
     check_vacant(out)
-    source = Checkpoint.open(checkpoint, adapter)
+    source = Checkpoint.open(checkpoint, adapter, base_statistics=base_statistics)
     check_room(out, _bundle_bytes(source) + variant_bytes(source, encoders))
     spec = _spec(source, report)
     with placed_whole(out) as whole:

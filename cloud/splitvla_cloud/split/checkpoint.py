@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitvla_cloud.split.adapter import Adapter
+from splitvla_cloud.split.adapter import STATISTICS, Adapter
 from splitvla_cloud.split.fields import Fields
 from splitvla_cloud.split.geometry import LanguageGeometry, VisionGeometry, language_shapes, vision_shapes
 from splitvla_cloud.split.prompt import prompt_template, suffix_token_id
@@ -16,7 +16,7 @@ from splitvla_cloud.split.read_vision import read_vision
 from splitvla_cloud.split.tensor_file import StoredTensor
 from splitvla_cloud.split.weights import check_nothing_else, check_plain, check_required, find_tensors, never_read
 from splitvla_shared.actions import parse_statistics
-from splitvla_shared.errors import BundleError, CheckpointError
+from splitvla_shared.errors import BundleError, CheckpointError, ConfigError
 
 LANGUAGE_ROOT = "language_model."
 TOKENIZER = "tokenizer.json"
@@ -28,7 +28,7 @@ class Checkpoint:
 
     vision_tensors are under the checkpoint's own names, language_tensors under those of LlamaForCausalLM; both hold
     only what a forward pass reads. statistics are `norm_stats`, or dataset_statistics.json where the folder has one.
-    With an adapter, tensors read as merged and its own statistics win. action_vocab_size: the id that action tokens
+    With an adapter, tensors read as merged and the statistics are its own. action_vocab_size: the id that action tokens
     count down from.
     """
 
@@ -46,12 +46,15 @@ class Checkpoint:
     suffix_token_id: int
 
     @classmethod
-    def open(cls, path: Path, adapter: Path | None = None) -> Checkpoint:
+    def open(cls, path: Path, adapter: Path | None = None, *, base_statistics: bool = False) -> Checkpoint:
         """Read all JSON files and safetensors headers; adapter: a PEFT LoRA folder to be merged into the weights.
 
+        base_statistics: un-normalise the adapter's actions by the checkpoint's statistics, not by its own.
         Raises CheckpointError naming the file, field or tensor when the folder is not a whole OpenVLA checkpoint, or
-        when the adapter is not one of this checkpoint.
+        when the adapter is not one of this checkpoint or has no statistics; ConfigError for base_statistics alone.
         """
+        if base_statistics and adapter is None:
+            raise ConfigError("--base-statistics is about an adapter; give --adapter DIR too, or leave it out")
         if not path.is_dir():
             raise CheckpointError(f"{path} is no folder; expected a downloaded Hugging Face checkpoint")
         check_plain(path, *([adapter, adapter.resolve().parent] if adapter is not None else []))
@@ -72,7 +75,7 @@ class Checkpoint:
             )
         lora = Adapter.open(adapter) if adapter is not None else None
         tensors = lora.merge(entries, lambda name: never_read(name, last_blocks)) if lora is not None else entries
-        statistics = _statistics(path, config, lora)
+        statistics = _statistics(path, config, None if base_statistics else lora)
         return cls(
             path=path,
             name=name if adapter is None else f"{name}+{adapter.resolve().name}",
@@ -103,8 +106,7 @@ def _action_vocabulary(config: Fields, language: LanguageGeometry) -> tuple[int,
 
 def _statistics(path: Path, config: Fields, lora: Adapter | None) -> Mapping[str, Any]:
     """A fine-tune keeps its base's norm_stats in config.json; its own are in dataset_statistics.json, and win."""
-    own = lora.statistics if lora is not None else None
-    file = own or path / "dataset_statistics.json"
+    file = path / STATISTICS if lora is None else lora.statistics(path)
     return Fields.read(file).data if file.is_file() else config.table("norm_stats", {}).data
 
 

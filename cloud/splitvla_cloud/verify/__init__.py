@@ -32,7 +32,9 @@ __all__ = ["Verification", "VerifyRequest", "render_rows", "verify"]
 
 @dataclass(frozen=True, slots=True)
 class VerifyRequest:
-    """bundles: the folder that `split` made. adapter: the one that was merged, if any. frames: a folder of images.
+    """bundles: the folder that `split` made. adapter: the one that was merged, if any; base_statistics: as for `split`.
+
+    frames: a folder of images.
 
     precision: of the bundle's backbone, None for the stored one or else fp32. precisions: those whose agreement with
     the unsplit model is reported as well. unnorm_key: None compares the actions of every dataset.
@@ -41,6 +43,7 @@ class VerifyRequest:
     checkpoint: Path
     bundles: Path
     adapter: Path | None = None
+    base_statistics: bool = False
     precision: Precision | None = None
     precisions: tuple[Precision, ...] = ()
     frames: Path | None = None
@@ -71,7 +74,7 @@ def verify(request: VerifyRequest, progress: Progress | None = None) -> Verifica
     Raises CheckpointError, BundleError, ConfigError or ObservationError when there is nothing to compare.
     """
     report = progress or silent
-    source = Checkpoint.open(request.checkpoint, request.adapter)
+    source = Checkpoint.open(request.checkpoint, request.adapter, base_statistics=request.base_statistics)
     edge, cloud = open_bundle(request.bundles / "edge", "edge"), open_bundle(request.bundles / "cloud", "cloud")
     frames = built_in_frames() + (read_frames(request.frames) if request.frames else [])
     rows: list[Row] = []
