@@ -25,8 +25,8 @@ from splitvla_cloud.verify import VerifyRequest, render_rows, verify
 from splitvla_cloud.verify.frames import built_in_frames, read_frames
 from splitvla_cloud.verify.table import close_numbers, same_numbers
 from splitvla_cloud.verify.unsplit import UnsplitBackbone, square
-from splitvla_edge.preprocess.images import to_square
 from splitvla_shared.errors import BundleError, ConfigError, ObservationError
+from splitvla_shared.preprocess.images import to_square
 from splitvla_shared.spec import Resize
 
 STAGES = [

@@ -17,6 +17,8 @@ from splitvla_shared.image_pipelines import parse_image_pipeline
 
 PRECISIONS = ("fp32", "bf16", "int8", "nf4", "fp8", "int4")
 _BASE_STATISTICS = "scale the adapter's actions by the checkpoint's statistics, not by those of its training run"
+_FRAMES = "camera frames as the camera gives them: a folder of images; they go through the bundle's image pipeline"
+_CAMERA_TRANSFORM = "how the robot turns its frames: none or rotate180 (none)"
 # Options of `serve` that are settings of the same name.
 _SERVE_OPTIONS = (
     *("bundle", "precision", "engine", "decode", "max_batch", "listen", "device", "threads"),
@@ -68,7 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
         "measure-sensitivity", help="what the model's answers make of an error, for `splitvla-edge calibrate` to heed"
     )
     reaction.add_argument("--bundles", type=Path, required=True, help="the folder with both halves")
-    reaction.add_argument("--frames", type=Path, required=True, metavar="DIR", help="camera frames: a folder of images")
+    reaction.add_argument("--frames", type=Path, required=True, metavar="DIR", help=_FRAMES)
+    reaction.add_argument("--camera-transform", default="none", metavar="NAME", help=_CAMERA_TRANSFORM)
     reaction.add_argument("--instruction", action="append", required=True, metavar="TEXT", help="may be repeated")
     reaction.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the backbone (fp32)")
     reaction.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
@@ -76,7 +79,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     measure = commands.add_parser("measure-codec", help="how many action tokens each rung of a calibrated model keeps")
     measure.add_argument("--bundles", type=Path, required=True, help="the folder with both calibrated halves")
-    measure.add_argument("--frames", type=Path, required=True, metavar="DIR", help="camera frames: a folder of images")
+    measure.add_argument("--frames", type=Path, required=True, metavar="DIR", help=_FRAMES)
+    measure.add_argument("--camera-transform", default="none", metavar="NAME", help=_CAMERA_TRANSFORM)
     measure.add_argument("--instruction", action="append", metavar="TEXT", help="may be repeated (two common ones)")
     measure.add_argument("--precision", choices=PRECISIONS, help="of the backbone (fp32, or as it is stored)")
     measure.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
@@ -198,7 +202,12 @@ def _measure_sensitivity(arguments: argparse.Namespace) -> int:
     from splitvla_cloud.progress import TerminalProgress
 
     request = SensitivityRequest(
-        arguments.bundles, arguments.frames, tuple(arguments.instruction), arguments.precision, arguments.device
+        arguments.bundles,
+        arguments.frames,
+        tuple(arguments.instruction),
+        arguments.precision,
+        arguments.device,
+        arguments.camera_transform,
     )
     with TerminalProgress(sys.stderr) as progress:
         measure_sensitivity(request, progress)
@@ -216,6 +225,7 @@ def _measure_codec(arguments: argparse.Namespace) -> int:
         tuple(arguments.instruction or INSTRUCTIONS),
         arguments.precision,
         arguments.device,
+        arguments.camera_transform,
     )
     with TerminalProgress(sys.stderr) as progress:
         costs = measure_agreement(request, progress)

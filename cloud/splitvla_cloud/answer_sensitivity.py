@@ -42,6 +42,7 @@ class SensitivityRequest:
     instructions: tuple[str, ...]
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
+    camera_transform: str = "none"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +63,7 @@ def measure_sensitivity(request: SensitivityRequest, report: Progress = silent) 
     edge, cloud = open_halves(request.bundles)
     if stored := cloud.extra.get(PRECISION_KEY):
         raise ConfigError(f"{cloud.path} is stored as {stored}, which has no gradients; split without --precision")
-    embeddings = embedded(edge, request.frames, report)
+    embeddings = embedded(edge, request.frames, request.camera_transform, report)
     model, device = load_model(cloud, request.precision, request.device)
     backbone = Backbone(model, request.precision, device, tokens=cloud.spec.patches + TEXT_TOKENS)
     prompt = Prompt.load(cloud.path, cloud.spec)

@@ -47,6 +47,7 @@ class AgreementRequest:
     instructions: tuple[str, ...] = INSTRUCTIONS
     precision: Precision | None = None
     device: str = "auto"
+    camera_transform: str = "none"
 
 
 def measure_agreement(request: AgreementRequest, report: Progress = silent) -> tuple[RungCost, ...]:
@@ -61,7 +62,7 @@ def measure_agreement(request: AgreementRequest, report: Progress = silent) -> t
     tables, costs = read_tables(edge), read_costs(edge.extra)
     if tables is None or not costs:
         raise BundleError(f"{edge.path} has no codec; run `splitvla-edge calibrate` first")
-    embeddings = embedded(edge, request.frames, report)
+    embeddings = embedded(edge, request.frames, request.camera_transform, report)
     tokens = _token_source(cloud, request)
     harms = dict(_harms(tables))
     advance = counter(report, "agreement", len(harms))

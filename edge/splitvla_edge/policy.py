@@ -26,7 +26,6 @@ from splitvla_edge.link.servers import ServerPool
 from splitvla_edge.model import EdgeModel, check_accepted, check_same_model, read_edge_model, read_ladder
 from splitvla_edge.observations import check_observation
 from splitvla_edge.payloads import FrameId, PayloadCoder, differs
-from splitvla_edge.preprocess.image_pipelines import build_pipeline
 from splitvla_edge.transforms import find_transform
 from splitvla_shared.actions import Detokenized
 from splitvla_shared.bundle import open_bundle
@@ -52,6 +51,7 @@ from splitvla_shared.nouns import (
     ServerHints,
     StageTimes,
 )
+from splitvla_shared.preprocess.image_pipelines import build_pipeline
 from splitvla_shared.rungs import Rung, plain_ladder
 
 if TYPE_CHECKING:

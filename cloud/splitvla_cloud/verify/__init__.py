@@ -1,6 +1,6 @@
 """Hold two bundles against the checkpoint that they were split from, stage by stage, on golden frames.
 
-What it can't see is the robot's own resize, because this side imports nothing of the robot's: the frames are made
+What it can't see is the robot's own resize, which it leaves alone so as not to repeat its errors: the frames are made
 square by a second implementation of the same source, and a test of the project holds the two equal.
 """
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from splitvla_edge.preprocess.eval_images import check_decoder, crop_center, jpeg_round_trip, resize_lanczos
-from splitvla_edge.preprocess.images import Fill, to_square
-from splitvla_shared.errors import ConfigError
-from splitvla_shared.image_pipelines import ImagePipeline
+from splitvla_shared.bundle import Bundle
+from splitvla_shared.errors import BundleError, ConfigError
+from splitvla_shared.image_pipelines import ImagePipeline, parse_image_pipeline
 from splitvla_shared.nouns import Image
+from splitvla_shared.preprocess.eval_images import check_decoder, crop_center, jpeg_round_trip, resize_lanczos
+from splitvla_shared.preprocess.images import GRAY, Fill, to_square
 from splitvla_shared.spec import ModelSpec
 
 ImageStep = Callable[[Image], Image]
@@ -52,3 +53,24 @@ def build_pipeline(pipeline: ImagePipeline, camera_transform: str, spec: ModelSp
     if pipeline is not ImagePipeline.HF:
         check_decoder()
     return steps[pipeline]
+
+
+def read_fill(bundle: Bundle) -> Fill:
+    """What a letterboxed frame is padded with. Raises BundleError."""
+    value, path = bundle.extra.get("letterbox_fill"), bundle.path
+    if value is None:
+        return GRAY
+    if isinstance(value, list) and len(value) == 3 and all(type(c) is int and 0 <= c <= 255 for c in value):
+        return (value[0], value[1], value[2])
+    raise BundleError(f"{path}: letterbox_fill is {value!r}, expected three numbers 0..255; split again")
+
+
+def read_pipeline(bundle: Bundle) -> ImagePipeline:
+    """The image pipeline that the bundle was split for. Raises BundleError."""
+    value, path = bundle.extra.get("image_pipeline"), bundle.path
+    if value is None:  # bundles made before there was a choice
+        return ImagePipeline.HF
+    try:
+        return parse_image_pipeline(value)
+    except ConfigError as error:
+        raise BundleError(f"{path}: image_pipeline: {error}; split again, with this version") from error
