@@ -23,7 +23,10 @@ CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "a
 STATISTICS = "dataset_statistics.json"
 _ROOT = "base_model.model."
 _DOWN, _UP, _FROZEN = ".lora_A.weight", ".lora_B.weight", ".base_layer.weight"
-_MERGE_FIRST = "merge it with peft's merge_and_unload, save the result and split that"
+_MERGE_FIRST = (
+    "merge it with peft's merge_and_unload, save the result, copy the preprocessor_config.json and tokenizer.json"
+    f" of the base and the {STATISTICS} of the run beside it, and split that"
+)
 
 # Options of peft that change what a forward pass computes, and the values that change nothing. Absent or null is off.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {

@@ -14,7 +14,15 @@ from splitvla_cloud.split.prompt import prompt_template, suffix_token_id
 from splitvla_cloud.split.read_language import read_language
 from splitvla_cloud.split.read_vision import read_vision
 from splitvla_cloud.split.tensor_file import StoredTensor
-from splitvla_cloud.split.weights import check_nothing_else, check_plain, check_required, find_tensors, never_read
+from splitvla_cloud.split.weights import (
+    check_converted,
+    check_nothing_else,
+    check_plain,
+    check_required,
+    check_unquantised,
+    find_tensors,
+    never_read,
+)
 from splitvla_shared.actions import parse_statistics
 from splitvla_shared.errors import BundleError, CheckpointError, ConfigError
 
@@ -57,11 +65,13 @@ class Checkpoint:
             raise ConfigError("--base-statistics is about an adapter; give --adapter DIR too, or leave it out")
         if not path.is_dir():
             raise CheckpointError(f"{path} is no folder; expected a downloaded Hugging Face checkpoint")
+        check_converted(path)
         check_plain(path, *([adapter, adapter.resolve().parent] if adapter is not None else []))
         name = path.resolve().name
         config = Fields.read(path / "config.json")
+        check_unquantised(config)
         entries = find_tensors(path)
-        vision = read_vision(config, Fields.read(path / "preprocessor_config.json"), entries)
+        vision = read_vision(config, _preprocessor(path), entries)
         language = read_language(config)
         action_vocab_size, bins = _action_vocabulary(config, language)
         language_names = {LANGUAGE_ROOT + name: shape for name, shape in language_shapes(language).items()}
@@ -90,6 +100,18 @@ class Checkpoint:
             prompt_template=prompt_template(config, name, len(vision.towers)),
             suffix_token_id=suffix_token_id(_tokenizer(path, language.vocab_size), action_vocab_size),
         )
+
+
+def _preprocessor(path: Path) -> Fields:
+    """preprocessor_config.json, or where transformers 5 saved it: in processor_config.json, with the rest."""
+    file, newer = path / "preprocessor_config.json", path / "processor_config.json"
+    if not file.is_file() and newer.is_file():
+        processor = Fields.read(newer)
+        if "image_processor" in processor.data:
+            return processor.table("image_processor")
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing; copy it and {TOKENIZER} from the base checkpoint")
+    return Fields.read(file)
 
 
 def _action_vocabulary(config: Fields, language: LanguageGeometry) -> tuple[int, int]:
