@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splitvla_cloud.prompt import load_tokenizer
 from splitvla_cloud.split.adapter import STATISTICS, Adapter
 from splitvla_cloud.split.fields import Fields
 from splitvla_cloud.split.geometry import LanguageGeometry, VisionGeometry, language_shapes, vision_shapes
@@ -150,3 +151,11 @@ def _tokenizer(path: Path, vocab_size: int) -> Fields:
     if not 0 <= largest < vocab_size:
         raise CheckpointError(f"{tokenizer.where}: token ids reach {largest}, the language model has {vocab_size}")
     return tokenizer
+
+
+def check_tokenizer(path: Path) -> None:
+    """Raises CheckpointError for a tokenizer.json that gives no prompt: what `serve` would find at its start."""
+    try:
+        load_tokenizer(path)
+    except BundleError as error:
+        raise CheckpointError(str(error)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from splitvla_shared.image_pipelines import ImagePipeline, parse_image_pipeline
 from splitvla_shared.nouns import Image
 from splitvla_shared.preprocess.eval_images import check_decoder, crop_center, jpeg_round_trip, resize_lanczos
 from splitvla_shared.preprocess.images import GRAY, Fill, to_square
-from splitvla_shared.spec import ModelSpec
+from splitvla_shared.spec import Resize
 
 ImageStep = Callable[[Image], Image]
 
@@ -29,7 +30,17 @@ def _rotate180(image: Image) -> Image:
 CAMERA_TRANSFORMS: dict[str, ImageStep] = {"none": _as_is, "rotate180": _rotate180}
 
 
-def build_pipeline(pipeline: ImagePipeline, camera_transform: str, spec: ModelSpec, fill: Fill) -> ImageStep:
+class Square(Protocol):
+    """Of a ModelSpec, or of what a checkpoint says before there is one."""
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def resize(self) -> Resize: ...
+
+
+def build_pipeline(pipeline: ImagePipeline, camera_transform: str, spec: Square, fill: Fill) -> ImageStep:
     """A function from uint8 RGB (height, width, 3) to (image_size, image_size, 3).
 
     Raises ConfigError on an unknown camera transform, and when the pipeline's JPEG decoder is not installed.
