@@ -28,6 +28,7 @@ from splitvla_edge.encoding.probe import check_encoder
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.encoders import ENCODER_FILES, FP16, FP32, INT8, parse_encoders
 from splitvla_shared.errors import BundleError, CheckpointError, ConfigError, ObservationError
+from splitvla_shared.image_pipelines import ImagePipeline
 
 SIZE = 224
 ALL = (FP32, FP16, INT8)
@@ -294,6 +295,19 @@ def test_built_in_frames_are_the_same_everywhere_and_differ_from_each_other() ->
     means = [float(frame.mean()) for frame in first]
     assert len({frame.tobytes() for frame in first}) == BUILT_IN
     assert min(means) < 60 < 140 < max(means)
+
+
+def test_only_given_frames_need_the_decoder_of_the_robots_pipeline(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise ConfigError("pip install simplejpeg")
+
+    monkeypatch.setattr("splitvla_shared.preprocess.image_pipelines.check_decoder", missing)
+    built_in = variants.variant_frames(EncoderOptions(ALL), ImagePipeline.EVAL, source.vision)
+    assert len(built_in) == BUILT_IN
+    with pytest.raises(ConfigError, match="simplejpeg"):
+        variants.variant_frames(EncoderOptions(ALL, tmp_path), ImagePipeline.EVAL, source.vision)
 
 
 def test_a_folder_of_frames_is_thinned_evenly_with_the_folders_in_it(tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ def variant_frames(options: EncoderOptions, pipeline: ImagePipeline, vision: Vis
     """
     if set(options.names) <= {FP32}:
         return []
+    if options.calibration is None:  # scenes of the right size already, which need no decoder
+        return calibration_frames(None, vision.image_size)
     square = build_pipeline(pipeline, "none", vision, vision.letterbox_fill or GRAY)
     return calibration_frames(options.calibration, vision.image_size, square)
 
