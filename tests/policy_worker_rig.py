@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from splitvla_edge.daemon.operator_lines import say
+from splitvla_edge.operator_lines import say
 from splitvla_edge.policy_server.complaints import Complaints
 from splitvla_edge.policy_server.request import ActionRequest
 from splitvla_edge.policy_server.worker import Job, PolicyWorker

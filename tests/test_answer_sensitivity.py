@@ -80,6 +80,48 @@ def test_it_is_written_beside_the_encoder_and_calibration_sends_those_patches_fi
     assert tables.patch_weights.max() > 1
 
 
+@pytest.mark.parametrize(
+    "place", ["splitvla_cloud.answer_sensitivity.Backbone", "splitvla_cloud.answer_sensitivity._gradients"]
+)
+@pytest.mark.parametrize(("precision", "remedy"), [("fp32", "--precision bf16"), ("bf16", "more memory")])
+def test_a_device_that_is_too_small_is_told_with_a_precision_that_the_command_takes(
+    tiny_bundles: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: str,
+    precision: str,
+    remedy: str,
+) -> None:
+    def scarce(*given: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.29 GiB.\nSee the documentation")
+
+    monkeypatch.setattr(place, scarce)
+    images = write_images(tmp_path / "images", 2)
+    command = ["measure-sensitivity", "--bundles", str(tiny_bundles), "--frames", str(images), "--instruction", "go"]
+    assert main([*command, "--precision", precision, "--device", "cpu"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"{precision} does not fit cpu (CUDA out of memory" in last
+    assert remedy in last
+    assert "int8" not in last
+
+
+@pytest.mark.parametrize(
+    ("command", "module"), [("measure-sensitivity", "answer_sensitivity"), ("measure-codec", "codec_agreement")]
+)
+def test_a_device_that_is_not_here_is_named_before_any_frame_is_embedded(
+    tiny_bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, module: str
+) -> None:
+    def embed(*given: object) -> None:
+        raise AssertionError("a frame was embedded first")
+
+    monkeypatch.setattr(f"splitvla_cloud.{module}.embedded", embed)
+    monkeypatch.setattr("splitvla_cloud.codec_agreement.read_tables", lambda edge: object())
+    monkeypatch.setattr("splitvla_cloud.codec_agreement.read_costs", lambda extra: [object()])
+    options = ["--bundles", str(tiny_bundles), "--frames", str(tmp_path), "--instruction", "go"]
+    assert main([command, *options, "--device", "cuda:99"]) == 2
+
+
 def test_a_backbone_that_is_stored_quantised_is_named_with_the_remedy(
     tiny_bundles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

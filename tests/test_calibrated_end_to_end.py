@@ -18,11 +18,11 @@ from splitvla_edge import EdgePolicy
 from splitvla_edge.calibrate.command import CalibrateRequest, calibrate
 from splitvla_edge.encoding.encoder import OnnxEncoder
 from splitvla_edge.model import read_ladder
-from splitvla_edge.preprocess.images import to_square
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.codec.transform import Binding, TransformCodec
 from splitvla_shared.errors import SpecMismatch
 from splitvla_shared.nouns import ActionChunk, Observation, Scheme
+from splitvla_shared.preprocess.images import to_square
 from tests.test_calibration_frames import CLIP
 
 KEY = "widowx_tiny"

@@ -127,6 +127,7 @@ def test_only_tensors_that_a_forward_pass_reads_are_kept(tiny_checkpoint: Path) 
 CONFIG_FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("config.json", {"text_config": {"model_type": "qwen2"}}, "model_type is 'qwen2'"),
     ("config.json", {"text_config": {"tie_word_embeddings": True}}, "tie_word_embeddings"),
+    ("config.json", {"text_config": {"hidden_act": "gelu"}}, "hidden_act is 'gelu'; only silu"),
     ("config.json", {"text_config": {"rope_scaling": {"type": "linear", "factor": 2}}}, "rope_scaling 'linear'"),
     ("config.json", {"text_config": {"num_attention_heads": 3}}, "does not divide into 3 heads"),
     ("config.json", {"text_config": {"num_hidden_layers": 3}}, "no tensor language_model.model.layers.2"),
@@ -237,7 +238,7 @@ def test_an_index_cannot_point_out_of_the_folder(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path / "cut")
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "latest-checkpoint.pt"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
 def test_a_pickle_is_refused_with_the_way_out(checkpoint: Path, name: str) -> None:
     (checkpoint / "model.safetensors").rename(checkpoint / name)
     with pytest.raises(CheckpointError, match=f"{name}.*runs whatever code.*safe_serialization=True"):
@@ -255,6 +256,56 @@ def test_a_fine_tune_with_an_action_head_is_refused_although_its_weights_look_li
         Checkpoint.open(checkpoint, adapter=oft / "lora_adapter")
     (checkpoint / part).touch()
     with pytest.raises(CheckpointError, match="parallel decoding, which is not supported"):
+        Checkpoint.open(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["NUM_ACTIONS_CHUNK", "_regression_or_discrete_prediction"])
+def test_a_fine_tune_in_parallel_decoding_without_a_head_is_known_by_its_code(
+    checkpoint: Path, tmp_path: Path, name: str
+) -> None:
+    """The discrete variant saves no part: its weights are those of any OpenVLA, and only its code file differs."""
+    oft = tmp_path / "oft"
+    (oft / "lora_adapter").mkdir(parents=True)
+    (oft / "modeling_prismatic.py").write_text(f"class OpenVLAForActionPrediction:\n    x = {name}\n")
+    with pytest.raises(CheckpointError, match=r"oft holds an OpenVLA-OFT fine-tune \(modeling_prismatic.py\)"):
+        Checkpoint.open(checkpoint, adapter=oft / "lora_adapter")
+    plain = (checkpoint / "modeling_prismatic.py").write_text("class OpenVLAForActionPrediction:\n    pass\n")
+    assert plain
+    assert Checkpoint.open(checkpoint).vision.patches == 256
+    shutil.copyfile(oft / "modeling_prismatic.py", checkpoint / "modeling_prismatic.py")
+    with pytest.raises(CheckpointError, match=r"parallel decoding.*put back the file that your weights came with"):
+        Checkpoint.open(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["checkpoints/step-295000-epoch-40-loss=0.2200.pt", "latest-checkpoint.pt", "step-080000-epoch-09-loss=0.1.pt"],
+)
+def test_a_checkpoint_in_prismatics_own_layout_is_to_be_converted(tmp_path: Path, file: str) -> None:
+    path = tmp_path / "openvla-7b-prismatic"
+    (path / file).parent.mkdir(parents=True)
+    (path / file).touch()
+    for folder in (path, (path / file).parent):
+        with pytest.raises(CheckpointError, match=r"is a Prismatic checkpoint.*convert_openvla_weights_to_hf.py"):
+            Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
+def test_a_quantised_checkpoint_is_named_by_its_method(checkpoint: Path, method: str) -> None:
+    _edit_json(checkpoint / "config.json", quantization_config={"quant_method": method, "bits": 4})
+    with pytest.raises(CheckpointError, match=f"quantised by {method}.*take the checkpoint before quantizing"):
+        Checkpoint.open(checkpoint)
+
+
+def test_the_processor_may_be_saved_as_transformers_5_saves_it(checkpoint: Path) -> None:
+    before = Checkpoint.open(checkpoint).vision
+    image_processor = json.loads((checkpoint / "preprocessor_config.json").read_text())
+    (checkpoint / "preprocessor_config.json").unlink()
+    processor = checkpoint / "processor_config.json"
+    processor.write_text(json.dumps({"image_processor": image_processor, "processor_class": "PrismaticProcessor"}))
+    assert Checkpoint.open(checkpoint).vision == before
+    processor.write_text(json.dumps({"processor_class": "PrismaticProcessor"}))
+    with pytest.raises(CheckpointError, match=r"preprocessor_config.json is missing; copy it and tokenizer.json from"):
         Checkpoint.open(checkpoint)
 
 

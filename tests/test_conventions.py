@@ -10,12 +10,12 @@ import pytest
 from splitvla_edge import EdgePolicy
 from splitvla_edge.link.calls import Reply
 from splitvla_edge.model import EdgeModel
-from splitvla_edge.preprocess.image_pipelines import build_pipeline
-from splitvla_edge.preprocess.images import GRAY
 from splitvla_shared.actions import parse_statistics
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.image_pipelines import ImagePipeline
 from splitvla_shared.nouns import ActionChunk, Observation
+from splitvla_shared.preprocess.image_pipelines import build_pipeline
+from splitvla_shared.preprocess.images import GRAY
 from tests.edge_fakes import MIDDLE, STATISTICS, Clock, FakeEncoder, FakeLink
 from tests.fake_server import SPEC
 

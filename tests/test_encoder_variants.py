@@ -28,6 +28,7 @@ from splitvla_edge.encoding.probe import check_encoder
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.encoders import ENCODER_FILES, FP16, FP32, INT8, parse_encoders
 from splitvla_shared.errors import BundleError, CheckpointError, ConfigError, ObservationError
+from splitvla_shared.image_pipelines import ImagePipeline
 
 SIZE = 224
 ALL = (FP32, FP16, INT8)
@@ -296,6 +297,19 @@ def test_built_in_frames_are_the_same_everywhere_and_differ_from_each_other() ->
     assert min(means) < 60 < 140 < max(means)
 
 
+def test_only_given_frames_need_the_decoder_of_the_robots_pipeline(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise ConfigError("pip install simplejpeg")
+
+    monkeypatch.setattr("splitvla_shared.preprocess.image_pipelines.check_decoder", missing)
+    built_in = variants.variant_frames(EncoderOptions(ALL), ImagePipeline.EVAL, source.vision)
+    assert len(built_in) == BUILT_IN
+    with pytest.raises(ConfigError, match="simplejpeg"):
+        variants.variant_frames(EncoderOptions(ALL, tmp_path), ImagePipeline.EVAL, source.vision)
+
+
 def test_a_folder_of_frames_is_thinned_evenly_with_the_folders_in_it(tmp_path: Path) -> None:
     for index in range(MOST * 2):
         folder = tmp_path / f"episode-{index // MOST}"
@@ -306,7 +320,7 @@ def test_a_folder_of_frames_is_thinned_evenly_with_the_folders_in_it(tmp_path: P
     assert (len(frames), int(frames[0][0, 0, 0]), int(frames[-1][0, 0, 0])) == (MOST, 0, MOST * 2 - 1)
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "holds no image"), (b"junk", r"a\.png can't be read")])
+@pytest.mark.parametrize(("content", "message"), [(None, "holds no image"), (b"junk", r"a\.png: not an image")])
 def test_a_folder_without_readable_frames_is_an_error(tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / "a.png").write_bytes(content)

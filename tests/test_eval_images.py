@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
-from splitvla_edge.preprocess.eval_images import crop_center, jpeg_round_trip, resize_lanczos
-from splitvla_edge.preprocess.image_pipelines import CAMERA_TRANSFORMS, build_pipeline
-from splitvla_edge.preprocess.images import GRAY, load_image, to_square
 from splitvla_shared.errors import ConfigError, ObservationError
 from splitvla_shared.image_pipelines import ImagePipeline, parse_image_pipeline
 from splitvla_shared.nouns import Image
+from splitvla_shared.preprocess.eval_images import crop_center, jpeg_round_trip, resize_lanczos
+from splitvla_shared.preprocess.image_pipelines import CAMERA_TRANSFORMS, build_pipeline
+from splitvla_shared.preprocess.images import GRAY, load_image, to_square
 from splitvla_shared.spec import Resize
 from tests.fake_server import SPEC
 

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image as PilImage
 
-from splitvla_edge.preprocess import images
-from splitvla_edge.preprocess.images import check_image, load_image, to_square
 from splitvla_shared.errors import ObservationError
 from splitvla_shared.nouns import Image
+from splitvla_shared.preprocess import images
+from splitvla_shared.preprocess.images import check_image, load_image, to_square
 from splitvla_shared.spec import Resize
 
 DINO_MEAN, DINO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

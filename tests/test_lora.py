@@ -18,10 +18,11 @@ from benchmarks.tiny_checkpoint import write_tiny_checkpoint
 from splitvla_cloud.__main__ import main
 from splitvla_cloud.split import Checkpoint, split
 from splitvla_shared.bundle import open_bundle
-from splitvla_shared.errors import CheckpointError
+from splitvla_shared.errors import CheckpointError, ConfigError
 
 Weights = dict[str, torch.Tensor]
 
+STATISTICS = "dataset_statistics.json"
 RANK, ALPHA = 8, 4
 CONFIG: dict[str, Any] = {
     "peft_type": "LORA",
@@ -67,6 +68,7 @@ def _write_adapter(path: Path, base: Path, seed: int = 5, dtype: torch.dtype = t
     path.mkdir(parents=True)
     save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
     (path / "adapter_config.json").write_text(json.dumps(CONFIG))
+    shutil.copyfile(base / STATISTICS, path / STATISTICS)
     return tensors
 
 
@@ -179,17 +181,49 @@ def test_an_adapter_of_some_modules_leaves_the_others_alone(tiny_checkpoint: Pat
     assert found.vision_tensors == base.vision_tensors
 
 
-@pytest.mark.parametrize("given", ["adapter", "run"])
-def test_the_statistics_of_the_fine_tune_win(tiny_checkpoint: Path, adapter: Path, given: str) -> None:
-    """They lie beside the adapter, or in the run folder above it where that is what was given."""
-    run = adapter.parent / "run"
-    run.mkdir()
-    adapter = adapter.rename(run / "lora_adapter")
-    folder = adapter if given == "adapter" else run
-    statistics = json.loads((tiny_checkpoint / "dataset_statistics.json").read_text())
-    (folder / "dataset_statistics.json").write_text(json.dumps({"mine": statistics["so100_tiny"]}))
-    found = Checkpoint.open(tiny_checkpoint, folder)
+def _only_mine(statistics: Path) -> str:
+    return json.dumps({"mine": json.loads(statistics.read_text())["so100_tiny"]})
+
+
+@pytest.mark.parametrize("given", ["run/lora_adapter", "run"])
+@pytest.mark.parametrize("place", ["run/lora_adapter", "run"])
+def test_the_statistics_of_the_fine_tune_win(tiny_checkpoint: Path, adapter: Path, given: str, place: str) -> None:
+    """They lie beside the adapter, or in the run's folder above it, whichever of the two was given."""
+    root = adapter.parent
+    (root / "run").mkdir()
+    mine = _only_mine(adapter / STATISTICS)
+    (adapter / STATISTICS).unlink()
+    adapter.rename(root / "run" / "lora_adapter")
+    (root / place / STATISTICS).write_text(mine)
+    found = Checkpoint.open(tiny_checkpoint, root / given)
     assert (list(found.statistics), found.max_action_dims) == (["mine"], 6)
+
+
+def test_an_adapter_without_statistics_takes_those_of_its_base_only_when_told_to(
+    tiny_checkpoint: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """Training writes the adapter into one folder and the statistics into another: an arm moved by the base's
+    numbers moves at the scale of another dataset."""
+    (adapter / STATISTICS).unlink()
+    with pytest.raises(CheckpointError, match=rf"{adapter} .*copy {STATISTICS}.*--base-statistics"):
+        Checkpoint.open(tiny_checkpoint, adapter)
+    base = Path(shutil.copytree(tiny_checkpoint, tmp_path / "base"))
+    with pytest.raises(CheckpointError, match=f"copy {STATISTICS}"):  # the folder above is no run's but the base's
+        Checkpoint.open(base, Path(shutil.copytree(adapter, base / "adapter")))
+    found = Checkpoint.open(tiny_checkpoint, adapter, base_statistics=True)
+    assert found.statistics == Checkpoint.open(tiny_checkpoint).statistics
+
+
+@pytest.mark.parametrize("command", ["split", "verify"])
+def test_the_commands_say_what_an_adapter_without_statistics_needs(
+    tiny_checkpoint: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    (adapter / STATISTICS).unlink()
+    arguments = [command, str(tiny_checkpoint), {"split": "--out", "verify": "--bundles"}[command], str(tmp_path / "x")]
+    assert main([*arguments, "--adapter", str(adapter)]) == CheckpointError.exit_code
+    assert "--base-statistics" in capsys.readouterr().err
+    assert main([*arguments, "--base-statistics"]) == ConfigError.exit_code
+    assert "--base-statistics is about an adapter" in capsys.readouterr().err
 
 
 def test_dead_modules_may_hold_anything(tiny_checkpoint: Path, adapter: Path) -> None:

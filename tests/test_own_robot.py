@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image as PillowImage
 
 from splitvla_edge.daemon.run import RunSettings
 from splitvla_edge.doctor_checks import CHECKS, CheckResult, DoctorSettings, Patient, Verdict, examine
@@ -27,7 +26,7 @@ from splitvla_edge.robots.kinds import RobotKind
 from splitvla_edge.robots.own import own_kind
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.errors import ConfigError, RobotError
-from tests.daemons import Daemon, moving
+from tests.daemons import Daemon, gray_frames, moving
 from tests.fake_server import highest_bins, serving
 
 DOCS = (Path(__file__).resolve().parent.parent / "docs" / "robots.md").read_text(encoding="utf-8")
@@ -72,10 +71,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     adapter = next(text for text in re.findall(r"```python\n(.*?)```", DOCS, flags=re.DOTALL) if "class MyArm" in text)
     (tmp_path / "my_arm.py").write_text(adapter + REPLAYED, encoding="utf-8")
     (tmp_path / "my_driver.py").write_text(DRIVER, encoding="utf-8")
-    frames = tmp_path / "frames"
-    frames.mkdir()
-    for index in range(20):
-        PillowImage.fromarray(np.full((64, 64, 3), 12 * index, np.uint8)).save(frames / f"{index:02}.png")
+    gray_frames(tmp_path / "frames")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path

@@ -15,10 +15,10 @@ from splitvla_cloud.prompt import Prompt
 from splitvla_edge.encoding.encoder import OnnxEncoder
 from splitvla_edge.local.agreement import Agreement
 from splitvla_edge.local.graph import LocalPolicy
-from splitvla_edge.preprocess.images import to_square
 from splitvla_edge.robots.metaworld.tasks import TASKS
 from splitvla_shared.actions import detokenize, parse_statistics
 from splitvla_shared.bundle import open_bundle
+from splitvla_shared.preprocess.images import to_square
 from splitvla_shared.spec import Resize
 
 SHIPPED = Path(__file__).parent.parent / "benchmarks" / "world" / "local_policy.onnx"

@@ -7,17 +7,23 @@ import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image as PilImage
 from safetensors.torch import load_file, save_file
 
 import splitvla_cloud.split as split_package
 from benchmarks.tiny_checkpoint import write_tiny_checkpoint
 from splitvla_cloud.split import split
+from splitvla_cloud.split.encoder_variants import EncoderOptions
 from splitvla_shared.bundle import open_bundle
-from splitvla_shared.errors import BundleError, CheckpointError
+from splitvla_shared.errors import BundleError, CheckpointError, ObservationError
 from splitvla_shared.image_pipelines import ImagePipeline
+from splitvla_shared.preprocess.image_pipelines import build_pipeline
+from splitvla_shared.preprocess.images import GRAY
 from splitvla_shared.spec import Resize
 
 FILES = {"encoder.onnx", "statistics.json", "probe.json", "sensitivity.npy", "spec.json"}
@@ -109,6 +115,55 @@ def test_a_weight_that_is_no_number_is_named_and_nothing_is_written(
     with pytest.raises(CheckpointError, match=f"{tensor} holds NaN or infinity"):
         split(broken, tmp_path / "out")
     assert [file.name for file in tmp_path.iterdir()] == ["tiny"]
+
+
+def _no_weight_is_read(*given: object) -> NoReturn:
+    raise AssertionError("found only after the weights were read")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "frames is no folder"), (b"junk", r"a\.png: not an image"), (b"", r"a\.png")]
+)
+def test_calibration_frames_that_can_not_be_read_are_found_before_any_weight_is(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "frames").mkdir()
+        (tmp_path / "frames" / "a.png").write_bytes(content)
+    monkeypatch.setattr(split_package, "tensors_sha256", _no_weight_is_read)
+    encoders = EncoderOptions(("fp32", "int8"), tmp_path / "frames")
+    with pytest.raises(ObservationError, match=message):
+        split(tiny_checkpoint, tmp_path / "out", encoders=encoders)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_without_bos_is_found_before_any_weight_is_read(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = Path(shutil.copytree(tiny_checkpoint, tmp_path / "tiny"))
+    tokenizer = json.loads((bare / "tokenizer.json").read_text()) | {"post_processor": None}
+    (bare / "tokenizer.json").write_text(json.dumps(tokenizer))
+    monkeypatch.setattr(split_package, "tensors_sha256", _no_weight_is_read)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json puts no BOS .*add_bos_token"):
+        split(bare, tmp_path / "out")
+    assert [file.name for file in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_calibration_frames_go_through_the_pipeline_that_the_bundle_names(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, no_export: None
+) -> None:
+    frame = np.random.default_rng(3).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    PilImage.fromarray(frame).save(tmp_path / "a.png")
+    seen: list[Any] = []
+
+    def write(source: object, edge: object, cloud: object, options: object, frames: list[Any], report: object) -> Any:
+        seen.extend(frames)
+        return {}
+
+    monkeypatch.setattr(split_package, "write_variants", write)
+    encoders = EncoderOptions(("fp32", "int8"), tmp_path)
+    spec = split(tiny_checkpoint, tmp_path / "out", image_pipeline=ImagePipeline.EVAL_CROP, encoders=encoders)
+    np.testing.assert_array_equal(seen, [build_pipeline(ImagePipeline.EVAL_CROP, "none", spec, GRAY)(frame)])
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])

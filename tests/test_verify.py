@@ -25,8 +25,8 @@ from splitvla_cloud.verify import VerifyRequest, render_rows, verify
 from splitvla_cloud.verify.frames import built_in_frames, read_frames
 from splitvla_cloud.verify.table import close_numbers, same_numbers
 from splitvla_cloud.verify.unsplit import UnsplitBackbone, square
-from splitvla_edge.preprocess.images import to_square
 from splitvla_shared.errors import BundleError, ConfigError, ObservationError
+from splitvla_shared.preprocess.images import to_square
 from splitvla_shared.spec import Resize
 
 STAGES = [
@@ -180,6 +180,39 @@ def test_the_robots_resize_is_the_one_that_verify_uses(
     vision = dataclasses.replace(Checkpoint.open(tiny_checkpoint).vision, resize=resize, letterbox_fill=fill)
     image = np.random.default_rng(1).integers(0, 256, (*shape, 3)).astype(np.uint8)
     assert np.array_equal(square(image, vision), to_square(image, 224, resize, fill))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--unnorm-key", "widowx"], "unknown unnorm key 'widowx'; this model has: so100_tiny, widowx_tiny"),
+        (["--precision", "bf16"], "holds weights that `split --precision nf4` quantised; use precision nf4"),
+        (["--device", "cuda:99"], "device 'cuda:99'"),
+        (["--precision", "nf4", "--device", "tpu"], "device 'tpu'"),
+    ],
+)
+def test_wrong_options_are_named_before_any_model_runs(
+    tiny_checkpoint: Path,
+    tiny_bundles: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    reason: str,
+) -> None:
+    bundles = Path(shutil.copytree(tiny_bundles, tmp_path / "bundles"))
+    manifest = bundles / "cloud" / "spec.json"
+    stored = json.loads(manifest.read_text())
+    stored["extra"]["precision"] = "nf4"
+    manifest.write_text(json.dumps(stored))
+
+    def run(*given: object) -> None:
+        raise AssertionError("a model ran first")
+
+    monkeypatch.setattr("splitvla_cloud.verify.UnsplitEncoder", run)
+    assert main(["verify", str(tiny_checkpoint), "--bundles", str(bundles), *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert reason in line
 
 
 def test_frames_that_can_not_be_read_are_named(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from splitvla_cloud.answer_sensitivity import Answered, answer_sensitivity
 from splitvla_cloud.backbone import Backbone, load_model
 from splitvla_cloud.prompt import Prompt
 from splitvla_edge.encoding.encoder import OnnxEncoder
-from splitvla_edge.preprocess.images import to_square
 from splitvla_edge.robots.metaworld.tasks import TASKS
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.codec.sensitivity import SENSITIVITY_FILE, Sensitivity, load_sensitivity
 from splitvla_shared.errors import BundleError
 from splitvla_shared.nouns import FloatArray, Image
+from splitvla_shared.preprocess.images import to_square
 from splitvla_shared.spec import Resize
 
 _OTHERWISE = "pick up the object"

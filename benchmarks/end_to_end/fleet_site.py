@@ -13,10 +13,10 @@ from benchmarks.end_to_end.site import Site
 from benchmarks.processes import ServerProcess
 from splitvla_edge.encoding.encoder import OnnxEncoder
 from splitvla_edge.model import read_edge_model
-from splitvla_edge.preprocess.image_pipelines import build_pipeline
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.codec import encode
 from splitvla_shared.nouns import Image, Scheme
+from splitvla_shared.preprocess.image_pipelines import build_pipeline
 from splitvla_shared.rungs import plain_ladder
 
 _FRAMES = 8

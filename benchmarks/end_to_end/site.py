@@ -15,10 +15,10 @@ from splitvla_edge.link.grpc_link import GrpcLink
 from splitvla_edge.link.security import Security
 from splitvla_edge.model import EdgeModel, read_edge_model, read_ladder
 from splitvla_edge.policy import EdgePolicy
-from splitvla_edge.preprocess.image_pipelines import build_pipeline
 from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.errors import Unreachable
 from splitvla_shared.nouns import Image, Scheme
+from splitvla_shared.preprocess.image_pipelines import build_pipeline
 
 _LOAD_S = 600.0  # a 7B checkpoint from a slow disk
 _CONNECT_S = 20.0

@@ -21,10 +21,10 @@ from splitvla_cloud.split.checkpoint import Checkpoint
 from splitvla_cloud.verify.unsplit import UnsplitBackbone, UnsplitEncoder, prompt_ids, square
 from splitvla_edge.encoding.encoder import OnnxEncoder
 from splitvla_edge.model import read_edge_model
-from splitvla_edge.preprocess.image_pipelines import build_pipeline
 from splitvla_shared.actions import ActionStatistics, detokenize, parse_statistics, select_statistics
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.nouns import ActionArray, FloatArray, Image
+from splitvla_shared.preprocess.image_pipelines import build_pipeline
 
 EngineName = Literal["eager", "split"]
 

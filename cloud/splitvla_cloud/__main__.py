@@ -19,6 +19,9 @@ from splitvla_shared.encoders import parse_encoders
 from splitvla_shared.image_pipelines import parse_image_pipeline
 
 PRECISIONS = ("fp32", "bf16", "int8", "nf4", "fp8", "int4")
+_BASE_STATISTICS = "scale the adapter's actions by the checkpoint's statistics, not by those of its training run"
+_FRAMES = "camera frames as the camera gives them: a folder of images; they go through the bundle's image pipeline"
+_CAMERA_TRANSFORM = "how the robot turns its frames: none or rotate180 (none)"
 # Options of `serve` that are settings of the same name.
 _SERVE_OPTIONS = (
     *("bundle", "precision", "engine", "decode", "max_batch", "listen", "device", "threads"),
@@ -53,7 +56,13 @@ def build_parser() -> argparse.ArgumentParser:
     split = commands.add_parser("split", help="turn an OpenVLA checkpoint into an edge and a cloud bundle")
     split.add_argument("checkpoint", type=Path, help="folder of a Hugging Face OpenVLA checkpoint (safetensors)")
     split.add_argument("--out", type=Path, required=True, help="folder to make; holds edge/ and cloud/ afterwards")
-    split.add_argument("--adapter", type=Path, metavar="DIR", help="PEFT LoRA adapter to merge into the weights")
+    split.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="DIR",
+        help="PEFT LoRA adapter to merge into the weights; its run's dataset_statistics.json lies in it or above it",
+    )
+    split.add_argument("--base-statistics", action="store_true", help=_BASE_STATISTICS)
     split.add_argument(
         "--precision",
         choices=("int8", "nf4"),
@@ -76,7 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
         "measure-sensitivity", help="what the model's answers make of an error, for `splitvla-edge calibrate` to heed"
     )
     reaction.add_argument("--bundles", type=Path, required=True, help="the folder with both halves")
-    reaction.add_argument("--frames", type=Path, required=True, metavar="DIR", help="camera frames: a folder of images")
+    reaction.add_argument("--frames", type=Path, required=True, metavar="DIR", help=_FRAMES)
+    reaction.add_argument("--camera-transform", default="none", metavar="NAME", help=_CAMERA_TRANSFORM)
     reaction.add_argument("--instruction", action="append", required=True, metavar="TEXT", help="may be repeated")
     reaction.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the backbone (fp32)")
     reaction.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
@@ -84,7 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     measure = commands.add_parser("measure-codec", help="how many action tokens each rung of a calibrated model keeps")
     measure.add_argument("--bundles", type=Path, required=True, help="the folder with both calibrated halves")
-    measure.add_argument("--frames", type=Path, required=True, metavar="DIR", help="camera frames: a folder of images")
+    measure.add_argument("--frames", type=Path, required=True, metavar="DIR", help=_FRAMES)
+    measure.add_argument("--camera-transform", default="none", metavar="NAME", help=_CAMERA_TRANSFORM)
     measure.add_argument("--instruction", action="append", metavar="TEXT", help="may be repeated (two common ones)")
     measure.add_argument("--precision", choices=PRECISIONS, help="of the backbone (fp32, or as it is stored)")
     measure.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
@@ -128,6 +139,7 @@ def _add_verify(verify: argparse.ArgumentParser) -> None:
     verify.add_argument("checkpoint", type=Path, help="the folder that was split")
     verify.add_argument("--bundles", type=Path, required=True, help="the folder with edge/ and cloud/")
     verify.add_argument("--adapter", type=Path, metavar="DIR", help="the PEFT LoRA adapter that was merged by `split`")
+    verify.add_argument("--base-statistics", action="store_true", help=_BASE_STATISTICS)
     verify.add_argument("--precision", choices=PRECISIONS, help="of the bundle's backbone (fp32, or as it is stored)")
     verify.add_argument(
         "--precisions",
@@ -154,6 +166,7 @@ def _split(arguments: argparse.Namespace) -> int:
             arguments.checkpoint,
             arguments.out,
             adapter=arguments.adapter,
+            base_statistics=arguments.base_statistics,
             precision=arguments.precision,
             image_pipeline=image_pipeline,
             encoders=encoders,
@@ -175,6 +188,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         arguments.checkpoint,
         arguments.bundles,
         adapter=arguments.adapter,
+        base_statistics=arguments.base_statistics,
         precision=arguments.precision,
         precisions=parse_precisions(arguments.precisions or ""),
         frames=arguments.frames,
@@ -203,7 +217,12 @@ def _measure_sensitivity(arguments: argparse.Namespace) -> int:
     from splitvla_cloud.progress import TerminalProgress
 
     request = SensitivityRequest(
-        arguments.bundles, arguments.frames, tuple(arguments.instruction), arguments.precision, arguments.device
+        arguments.bundles,
+        arguments.frames,
+        tuple(arguments.instruction),
+        arguments.precision,
+        arguments.device,
+        arguments.camera_transform,
     )
     with TerminalProgress(sys.stderr) as progress:
         measure_sensitivity(request, progress)
@@ -221,6 +240,7 @@ def _measure_codec(arguments: argparse.Namespace) -> int:
         tuple(arguments.instruction or INSTRUCTIONS),
         arguments.precision,
         arguments.device,
+        arguments.camera_transform,
     )
     with TerminalProgress(sys.stderr) as progress:
         costs = measure_agreement(request, progress)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from splitvla_cloud.backbone import TEXT_TOKENS, Backbone, load_model
+from splitvla_cloud.backbone import TEXT_TOKENS, Backbone, check_loadable, fitting, load_model
 from splitvla_cloud.halves import embedded, open_halves
 from splitvla_cloud.prompt import Prompt
 from splitvla_cloud.settings import PRECISION_KEY
@@ -30,6 +30,8 @@ from splitvla_shared.errors import ConfigError
 from splitvla_shared.nouns import FloatArray
 from splitvla_shared.replaced import exchange
 
+# Where the device's memory is too small: of the precisions that have gradients only one is smaller than another.
+_SMALLER = {"fp32": "try --precision bf16", "bf16": "use a device with more memory, or --device cpu"}
 _DRAWS = 4  # of an answer, for each frame and instruction
 
 
@@ -42,6 +44,7 @@ class SensitivityRequest:
     instructions: tuple[str, ...]
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
+    camera_transform: str = "none"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -62,14 +65,17 @@ def measure_sensitivity(request: SensitivityRequest, report: Progress = silent) 
     edge, cloud = open_halves(request.bundles)
     if stored := cloud.extra.get(PRECISION_KEY):
         raise ConfigError(f"{cloud.path} is stored as {stored}, which has no gradients; split without --precision")
-    embeddings = embedded(edge, request.frames, report)
-    model, device = load_model(cloud, request.precision, request.device)
-    backbone = Backbone(model, request.precision, device, tokens=cloud.spec.patches + TEXT_TOKENS)
+    device = check_loadable(cloud, request.precision, request.device)
+    embeddings = embedded(edge, request.frames, request.camera_transform, report)
+    smaller = _SMALLER[request.precision]
+    model, device = load_model(cloud, request.precision, device, smaller)
     prompt = Prompt.load(cloud.path, cloud.spec)
     dims = cloud.spec.chunk_length * cloud.spec.max_action_dims
     asked = [(prompt.ids(text), patches) for text in request.instructions for patches in embeddings]
-    answered = (Answered(ids, patches, backbone.full_answer(ids, patches, dims)) for ids, patches in asked)
-    found = answer_sensitivity(model, answered, counter(report, "sensitivity", len(asked)))
+    with fitting(f"a backward pass in {request.precision}", device, smaller):
+        backbone = Backbone(model, request.precision, device, tokens=cloud.spec.patches + TEXT_TOKENS)
+        answered = (Answered(ids, patches, backbone.full_answer(ids, patches, dims)) for ids, patches in asked)
+        found = answer_sensitivity(model, answered, counter(report, "sensitivity", len(asked)))
     with rewritten(edge, edge.spec, edge.extra, sensitivity_files(found)) as whole:
         exchange(whole, edge.path)
     return found

@@ -41,6 +41,8 @@ TEXT_TOKENS = 768
 # Prompts of these lengths and less have their CUDA graphs; longer ones run without.
 _TEXT_BUCKETS = (32, 64)
 
+_SMALLER = "try precision int8 or nf4"
+
 Decode = Literal["greedy", "action-only"]
 
 
@@ -102,7 +104,8 @@ class Backbone:
         """
         model, device = load_model(bundle, precision, device)
         tokens = bundle.spec.max_cameras * bundle.spec.patches + TEXT_TOKENS
-        with _fitting(f"{precision} with max_batch {capacity}", device, "serve with a smaller max_batch, or"):
+        remedy = "serve with a smaller max_batch, or precision int8 or nf4"
+        with fitting(f"{precision} with max_batch {capacity}", device, remedy):
             backbone = cls(model, precision, device, allowed_ids(bundle, decode), capacity=capacity, tokens=tokens)
         if not backbone._eos - {None}:
             raise BundleError(f"{bundle.path}/generation_config.json names no eos_token_id; split again")
@@ -182,15 +185,23 @@ class Backbone:
         return serve_alone(frame, lambda frame: self.engine.admit(frame, eos), self.engine.step)
 
 
-def load_model(bundle: Bundle, precision: Precision, device: str) -> tuple[Any, str]:
-    """The bundle's LlamaForCausalLM in a precision, and its device. Raises what `Backbone.load` raises."""
+def check_loadable(bundle: Bundle, precision: Precision, device: str) -> str:
+    """The device that is meant, once all is checked that costs no time. Raises what `Backbone.load` raises."""
     check_stored(bundle.extra.get(PRECISION_KEY), precision, bundle.path)
     device = select_device(device)
     check_device(precision, device)
     keep_libraries_offline_and_quiet()
-    config = read_config(bundle)
-    check_shapes(precision, device, linears(config))
-    return _read_model(bundle, precision, device), device
+    check_shapes(precision, device, linears(read_config(bundle)))
+    return device
+
+
+def load_model(bundle: Bundle, precision: Precision, device: str, smaller: str = _SMALLER) -> tuple[Any, str]:
+    """The bundle's LlamaForCausalLM in a precision, and its device. Raises what `Backbone.load` raises.
+
+    smaller: what to do where it does not fit the device's memory.
+    """
+    device = check_loadable(bundle, precision, device)
+    return _read_model(bundle, precision, device, smaller), device
 
 
 def allowed_ids(bundle: Bundle, decode: Decode) -> range | None:
@@ -225,7 +236,7 @@ def _parse_config(path: Path) -> Any:
         raise BundleError(f"{path} holds no LlamaForCausalLM: config.json: {_line(error)}; split again") from error
 
 
-def _read_model(bundle: Bundle, precision: Precision, device: str) -> Any:
+def _read_model(bundle: Bundle, precision: Precision, device: str, smaller: str = _SMALLER) -> Any:
     """The model on its device. A weight that the folder lacks is an error: transformers would fill it with noise."""
     from transformers import LlamaForCausalLM
 
@@ -237,7 +248,7 @@ def _read_model(bundle: Bundle, precision: Precision, device: str) -> Any:
     if device != "cpu":
         options["device_map"] = {"": device}
     try:
-        with _fitting(precision, device, "try"):
+        with fitting(precision, device, smaller):
             model, info = LlamaForCausalLM.from_pretrained(
                 bundle.path, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
             )
@@ -250,18 +261,18 @@ def _read_model(bundle: Bundle, precision: Precision, device: str) -> Any:
             names = ", ".join(sorted(str(name) for name in found)[:3])
             raise BundleError(f"{bundle.path}: {fault.replace('_', ' ')} in the weights: {names}; split again")
     if (kind := NUMERICS[precision].convert) is not None:
-        with _fitting(precision, device, "try"):
+        with fitting(precision, device, smaller):
             convert(model, kind)
     return model.eval()
 
 
 @contextmanager
-def _fitting(what: str, device: str, remedy: str) -> Iterator[None]:
+def fitting(what: str, device: str, remedy: str) -> Iterator[None]:
     """Raises ConfigError where the device's memory is too small."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise ConfigError(f"{what} does not fit {device} ({_line(error)}); {remedy} precision int8 or nf4") from error
+        raise ConfigError(f"{what} does not fit {device} ({_line(error)}); {remedy}") from error
 
 
 def linears(config: Any) -> dict[str, tuple[int, int]]:

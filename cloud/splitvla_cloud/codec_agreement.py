@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from splitvla_cloud.backbone import Backbone
+from splitvla_cloud.backbone import Backbone, check_loadable
 from splitvla_cloud.halves import embedded, open_halves
 from splitvla_cloud.precision import Precision
 from splitvla_cloud.prompt import Prompt
@@ -47,6 +47,7 @@ class AgreementRequest:
     instructions: tuple[str, ...] = INSTRUCTIONS
     precision: Precision | None = None
     device: str = "auto"
+    camera_transform: str = "none"
 
 
 def measure_agreement(request: AgreementRequest, report: Progress = silent) -> tuple[RungCost, ...]:
@@ -61,8 +62,10 @@ def measure_agreement(request: AgreementRequest, report: Progress = silent) -> t
     tables, costs = read_tables(edge), read_costs(edge.extra)
     if tables is None or not costs:
         raise BundleError(f"{edge.path} has no codec; run `splitvla-edge calibrate` first")
-    embeddings = embedded(edge, request.frames, report)
-    tokens = _token_source(cloud, request)
+    precision: Precision = request.precision or cloud.extra.get(PRECISION_KEY) or "fp32"
+    device = check_loadable(cloud, precision, request.device)
+    embeddings = embedded(edge, request.frames, request.camera_transform, report)
+    tokens = _token_source(cloud, Backbone.load(cloud, precision, device), request.instructions)
     harms = dict(_harms(tables))
     advance = counter(report, "agreement", len(harms))
     said = {}
@@ -75,12 +78,12 @@ def measure_agreement(request: AgreementRequest, report: Progress = silent) -> t
     return measured
 
 
-def _token_source(cloud: Bundle, request: AgreementRequest) -> Callable[[FloatArray], tuple[int, ...]]:
+def _token_source(
+    cloud: Bundle, backbone: Backbone, instructions: Sequence[str]
+) -> Callable[[FloatArray], tuple[int, ...]]:
     """All instructions' tokens for an embedding, one after the other."""
-    precision: Precision = request.precision or cloud.extra.get(PRECISION_KEY) or "fp32"
-    backbone = Backbone.load(cloud, precision, request.device)
     prompt = Prompt.load(cloud.path, cloud.spec)
-    ids = [prompt.ids(text) for text in request.instructions]
+    ids = [prompt.ids(text) for text in instructions]
     dims = cloud.spec.chunk_length * cloud.spec.max_action_dims
 
     def tokens(patches: FloatArray) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.encoders import ENCODER_FILES, FP32
 from splitvla_shared.errors import BundleError
 from splitvla_shared.nouns import FloatArray
+from splitvla_shared.preprocess.image_pipelines import build_pipeline, read_fill, read_pipeline
 
 
 def open_halves(bundles: Path) -> tuple[Bundle, Bundle]:
@@ -21,10 +22,12 @@ def open_halves(bundles: Path) -> tuple[Bundle, Bundle]:
     return edge, cloud
 
 
-def embedded(edge: Bundle, frames: Path, report: Progress) -> FloatArray:
+def embedded(edge: Bundle, frames: Path, camera_transform: str, report: Progress) -> FloatArray:
     """Of up to 32 camera frames in a folder, by the fp32 encoder: float32 (frames, patches, dim).
 
-    Raises ObservationError for frames that can't be read.
+    They go through the bundle's image pipeline, because what is learned of a patch is about what the robot sends there.
+    Raises ObservationError for frames that can't be read, ConfigError for an unknown camera transform.
     """
-    images = calibration_frames(frames, edge.spec.image_size)
+    square = build_pipeline(read_pipeline(edge), camera_transform, edge.spec, read_fill(edge))
+    images = calibration_frames(frames, edge.spec.image_size, square)
     return run_graph(FP32, edge.path / ENCODER_FILES[FP32], images, counter(report, "frames", len(images)))

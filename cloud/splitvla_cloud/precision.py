@@ -128,7 +128,7 @@ def check_stored(stored: str | None, precision: Precision, bundle: Path) -> None
     if stored is not None and stored != precision:
         raise ConfigError(
             f"precision is {precision}, but {bundle} holds weights that `split --precision {stored}` quantised;"
-            f" serve with precision {stored}, or split again without --precision"
+            f" use precision {stored}, or split again without --precision"
         )
 
 

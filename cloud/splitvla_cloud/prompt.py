@@ -17,6 +17,25 @@ from splitvla_shared.spec import INSTRUCTION_SLOT, ModelSpec
 TOKENIZER_FILE = "tokenizer.json"
 
 
+def load_tokenizer(path: Path) -> Tokenizer:
+    """`path`/tokenizer.json, of a bundle or of a checkpoint. Raises BundleError as `Prompt.load` does."""
+    file = path / TOKENIZER_FILE
+    try:
+        tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} can't be read: {error}; split again") from error
+    except Exception as error:  # the tokenizers library raises nothing narrower, whatever is wrong
+        raise BundleError(f"{file} is not a tokenizer: {error}; split again") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if tokenizer.encode("x").special_tokens_mask[:1] != [1]:
+        raise BundleError(
+            f"{file} puts no BOS in front of a prompt, so that the patches would land in the wrong place; take the"
+            " checkpoint's own, saved with add_bos_token, and split again"
+        )
+    return tokenizer
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """The model's prompt as a function of the instruction; stateless, safe to call from several threads."""
@@ -28,18 +47,7 @@ class Prompt:
     @classmethod
     def load(cls, path: Path, spec: ModelSpec) -> Prompt:
         """Read `path`/tokenizer.json. Raises BundleError when it is no tokenizer, or one that adds no BOS in front."""
-        file = path / TOKENIZER_FILE
-        try:
-            tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{file} can't be read: {error}; split again") from error
-        except Exception as error:  # the tokenizers library raises nothing narrower, whatever is wrong
-            raise BundleError(f"{file} is not a tokenizer: {error}; split again") from error
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        if tokenizer.encode("x").special_tokens_mask[:1] != [1]:
-            raise BundleError(f"{file} puts no BOS in front of a prompt; the patches would land in the wrong place")
-        return cls(tokenizer, spec.prompt_template, spec.suffix_token_id)
+        return cls(load_tokenizer(path), spec.prompt_template, spec.suffix_token_id)
 
     def text(self, instruction: str) -> str:
         """What the model is asked, lower-cased exactly as the reference does it and not otherwise cleaned."""

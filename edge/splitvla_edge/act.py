@@ -11,11 +11,11 @@ from pathlib import Path
 from splitvla_edge.encoding.providers import Selection
 from splitvla_edge.policy import EdgePolicy
 from splitvla_edge.policy_options import PolicyOptions
-from splitvla_edge.preprocess.images import load_image
 from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.limits import check_instruction
 from splitvla_shared.nouns import ActionChunk, Observation
+from splitvla_shared.preprocess.images import load_image
 
 
 @dataclass(frozen=True, slots=True)

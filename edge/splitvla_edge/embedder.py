@@ -10,9 +10,9 @@ from typing import Protocol
 
 import numpy as np
 
-from splitvla_edge.preprocess.images import check_image
 from splitvla_shared.codec.tables import CodecTables
 from splitvla_shared.nouns import FloatArray, Image
+from splitvla_shared.preprocess.images import check_image
 
 
 class Encoder(Protocol):

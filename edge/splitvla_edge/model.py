@@ -6,14 +6,15 @@ import json
 from dataclasses import dataclass
 
 from splitvla_edge.link.calls import ServerDescription
-from splitvla_edge.preprocess.images import GRAY, Fill
 from splitvla_shared.actions import ActionStatistics, parse_statistics, select_statistics
 from splitvla_shared.bundle import Bundle
 from splitvla_shared.codec.bundled import read_tables
 from splitvla_shared.codec.tables import CodecTables
 from splitvla_shared.errors import BundleError, ConfigError, SpecMismatch
-from splitvla_shared.image_pipelines import ImagePipeline, parse_image_pipeline
+from splitvla_shared.image_pipelines import ImagePipeline
 from splitvla_shared.nouns import Scheme
+from splitvla_shared.preprocess.image_pipelines import read_fill, read_pipeline
+from splitvla_shared.preprocess.images import GRAY, Fill
 from splitvla_shared.rungs import Rung, ladder_from, read_costs
 from splitvla_shared.spec import ModelSpec
 
@@ -76,24 +77,3 @@ def check_accepted(scheme: Scheme, server: ServerDescription) -> None:
     if scheme not in server.schemes:
         names = ", ".join(known.name.lower() for known in server.schemes) or "none that this version knows"
         raise ConfigError(f"the server does not accept payload scheme {scheme.name.lower()}; it accepts {names}")
-
-
-def read_fill(bundle: Bundle) -> Fill:
-    """What a letterboxed frame is padded with. Raises BundleError."""
-    value, path = bundle.extra.get("letterbox_fill"), bundle.path
-    if value is None:
-        return GRAY
-    if isinstance(value, list) and len(value) == 3 and all(type(c) is int and 0 <= c <= 255 for c in value):
-        return (value[0], value[1], value[2])
-    raise BundleError(f"{path}: letterbox_fill is {value!r}, expected three numbers 0..255; split again")
-
-
-def read_pipeline(bundle: Bundle) -> ImagePipeline:
-    """The image pipeline that the bundle was split for. Raises BundleError."""
-    value, path = bundle.extra.get("image_pipeline"), bundle.path
-    if value is None:  # bundles made before there was a choice
-        return ImagePipeline.HF
-    try:
-        return parse_image_pipeline(value)
-    except ConfigError as error:
-        raise BundleError(f"{path}: image_pipeline: {error}; split again, with this version") from error

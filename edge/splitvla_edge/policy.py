@@ -27,7 +27,6 @@ from splitvla_edge.model import EdgeModel, check_accepted, check_same_model, rea
 from splitvla_edge.observations import check_observation
 from splitvla_edge.payloads import FrameId, PayloadCoder, differs
 from splitvla_edge.policy_options import PolicyOptions, check_hedge
-from splitvla_edge.preprocess.image_pipelines import build_pipeline
 from splitvla_edge.transforms import find_transform
 from splitvla_shared.actions import Detokenized
 from splitvla_shared.bundle import open_bundle
@@ -53,6 +52,7 @@ from splitvla_shared.nouns import (
     ServerHints,
     StageTimes,
 )
+from splitvla_shared.preprocess.image_pipelines import build_pipeline
 from splitvla_shared.rungs import Rung, plain_ladder
 
 if TYPE_CHECKING:

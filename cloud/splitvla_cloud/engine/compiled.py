@@ -1,6 +1,7 @@
 """Several small operations as one kernel, by torch.compile: step by step each would read and write all of its tensors.
 
-Compiled at the first call, which is in the warm-up, before graphs are captured. torch needs a C compiler and Python.s headers (`python3-dev`) for it.
+Compiled at the first call, which is in the warm-up, before graphs are captured. torch needs a C compiler for it, on a
+GPU Python's headers too.
 """
 
 from __future__ import annotations

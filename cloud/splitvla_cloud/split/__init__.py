@@ -12,9 +12,15 @@ from typing import Any
 from splitvla_cloud.precision import Quantised
 from splitvla_cloud.settings import PRECISION_KEY
 from splitvla_cloud.split.backbone_export import export_backbone
-from splitvla_cloud.split.checkpoint import TOKENIZER, Checkpoint
+from splitvla_cloud.split.checkpoint import TOKENIZER, Checkpoint, check_tokenizer
 from splitvla_cloud.split.encoder_export import export_encoder
-from splitvla_cloud.split.encoder_variants import FP32_ONLY, EncoderOptions, variant_bytes, write_variants
+from splitvla_cloud.split.encoder_variants import (
+    FP32_ONLY,
+    EncoderOptions,
+    variant_bytes,
+    variant_frames,
+    write_variants,
+)
 from splitvla_cloud.split.fingerprint import json_sha256, tensors_sha256
 from splitvla_cloud.split.placement import check_room, check_vacant, placed_whole
 from splitvla_cloud.split.probe import write_probes
@@ -37,6 +43,7 @@ def split(
     out: Path,
     *,
     adapter: Path | None = None,
+    base_statistics: bool = False,
     precision: Quantised | None = None,
     image_pipeline: ImagePipeline = ImagePipeline.HF,
     encoders: EncoderOptions = FP32_ONLY,
@@ -44,17 +51,22 @@ def split(
 ) -> ModelSpec:
     """Write `out`/edge and `out`/cloud from the checkpoint folder, and return the spec that both carry.
 
-    adapter: a PEFT LoRA folder that is merged into the weights on their way. precision: "int8" or "nf4" to store the
+    adapter: a PEFT LoRA folder that is merged into the weights on their way. base_statistics: its actions are scaled by
+    the checkpoint's statistics, not by those of its training run. precision: "int8" or "nf4" to store the
     backbone quantised, so that the server starts in seconds and serves that precision alone; None stores it as it is.
     image_pipeline: what the robot does to a frame unless told otherwise; the checkpoint does not say it.
     encoders: reduced ones to write beside the exact one, for slow robots, and how they are judged.
-    Everything is checked, every weight included, before the first byte is written; `out` appears whole or not at all.
+    Everything but how good a reduced encoder is gets checked, every weight included, before the first byte is written;
+    `out` appears whole or not at all.
     Peak memory is a small multiple of the largest tensor: both halves pass through one tensor at a time.
-    Raises CheckpointError when the source cannot be split, BundleError when `out` is taken or the disk refuses.
+    Raises CheckpointError or ConfigError when the source cannot be split, ObservationError for calibration frames that
+    can't be read, BundleError when `out` is taken, the disk refuses, or a reduced encoder is poor.
     """
     report = progress or silent
     check_vacant(out)
-    source = Checkpoint.open(checkpoint, adapter)
+    source = Checkpoint.open(checkpoint, adapter, base_statistics=base_statistics)
+    check_tokenizer(source.path)
+    frames = variant_frames(encoders, image_pipeline, source.vision)
     check_room(out, _bundle_bytes(source) + variant_bytes(source, encoders))
     spec = _spec(source, report)
     with placed_whole(out) as whole:
@@ -63,7 +75,7 @@ def split(
         write_probes(source, spec, whole / "edge", whole / "cloud", report)
         write_sensitivity(source.language_tensors, whole / "edge")
         cloud = Bundle(whole / "cloud", "cloud", spec, {PRECISION_KEY: precision} if precision else {})
-        variants = write_variants(source, whole / "edge", cloud, encoders, report)
+        variants = write_variants(source, whole / "edge", cloud, encoders, frames, report)
         extra = {"image_pipeline": image_pipeline.value} | variants
         _write_manifests(source, extra, cloud.extra, spec, whole, report)
     return spec

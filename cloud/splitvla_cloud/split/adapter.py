@@ -20,9 +20,13 @@ from splitvla_cloud.split.tensor_file import DTYPES, StoredTensor, TensorEntry, 
 from splitvla_shared.errors import CheckpointError
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+STATISTICS = "dataset_statistics.json"
 _ROOT = "base_model.model."
 _DOWN, _UP, _FROZEN = ".lora_A.weight", ".lora_B.weight", ".base_layer.weight"
-_MERGE_FIRST = "merge it with peft's merge_and_unload, save the result and split that"
+_MERGE_FIRST = (
+    "merge it with peft's merge_and_unload, save the result, copy the preprocessor_config.json and tokenizer.json"
+    f" of the base and the {STATISTICS} of the run beside it, and split that"
+)
 
 # Options of peft that change what a forward pass computes, and the values that change nothing. Absent or null is off.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -51,15 +55,15 @@ class Adapter:
     """An adapter that was read but not yet compared with a base. updates: base tensor -> its A and B.
 
     frozen: copies of base weights that peft saves along; they tell which base the adapter was trained on.
-    statistics: the folder's dataset_statistics.json, or None.
+    folder: where the adapter itself lies, in `path` or below it.
     """
 
     path: Path
+    folder: Path
     base_name: str
     scale: float
     updates: Mapping[str, tuple[TensorEntry, TensorEntry]]
     frozen: Mapping[str, TensorEntry]
-    statistics: Path | None
 
     @classmethod
     def open(cls, path: Path) -> Adapter:
@@ -82,11 +86,25 @@ class Adapter:
         frozen = {_module(name, _FROZEN): entry for name, entry in entries.items() if name.endswith(_FROZEN)}
         return cls(
             path=path,
+            folder=folder,
             base_name=config.text("base_model_name_or_path", "unknown"),
             scale=alpha / (math.sqrt(rank) if config.flag("use_rslora", False) else rank),
             updates=_pairs(folder / WEIGHTS, entries, rank),
             frozen=frozen,
-            statistics=next((file for file in _statistics_files(path, folder) if file.is_file()), None),
+        )
+
+    def statistics(self, base: Path) -> Path:
+        """The run's dataset_statistics.json: beside the adapter, or in the folder above it unless that is the base.
+
+        Raises CheckpointError where there is none: finetune.py writes the adapter into one folder and the statistics
+        into another, and the base's would move the arm at the scale of another dataset.
+        """
+        for place in dict.fromkeys((self.folder, self.path, self.folder.resolve().parent)):
+            if (place / STATISTICS).is_file() and place.resolve() != base.resolve():
+                return place / STATISTICS
+        raise CheckpointError(
+            f"{self.path} has no {STATISTICS}, which says how far the arm moves: copy {STATISTICS} from the training"
+            " run's folder into it, or keep those of the base checkpoint with --base-statistics"
         )
 
     def merge(self, base: Mapping[str, TensorEntry], dead: Callable[[str], bool]) -> dict[str, StoredTensor]:
@@ -139,10 +157,6 @@ def _adapter_folder(path: Path) -> Path:
         named = f"{len(found)} adapters ({', '.join(folder.name for folder in found[:4])})" if found else f"no {CONFIG}"
         raise CheckpointError(f"{path} holds {named}; give the folder of one PEFT adapter")
     return found[0]
-
-
-def _statistics_files(path: Path, folder: Path) -> tuple[Path, ...]:
-    return tuple(place / "dataset_statistics.json" for place in dict.fromkeys((folder, path)))
 
 
 def _weights(folder: Path) -> dict[str, TensorEntry]:

@@ -2,47 +2,35 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image as PilImage
-from PIL import UnidentifiedImageError
 
-from splitvla_shared.errors import ObservationError
+from splitvla_cloud.image_folder import image_files, read_image
 from splitvla_shared.nouns import Image
+from splitvla_shared.preprocess.images import to_square
+from splitvla_shared.spec import Resize
 
 BUILT_IN = 8
 MOST = 32  # frames of a folder that are used, evenly spaced; more change little and cost seconds each
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 
 
-def calibration_frames(folder: Path | None, size: int) -> list[Image]:
+def calibration_frames(folder: Path | None, size: int, square: Callable[[Image], Image] | None = None) -> list[Image]:
     """uint8 RGB frames (size, size, 3): up to 32 images of `folder` and of the folders in it, or eight made in
     code when it is None.
 
+    square: what makes a camera frame one of that size; None stretches it.
     Raises ObservationError when the folder holds no image or one that can't be read.
     """
+    square = square or partial(to_square, size=size, resize=Resize.NAIVE)
     if folder is None:
         return [_scene(index, size) for index in range(BUILT_IN)]
-    if not folder.is_dir():
-        raise ObservationError(f"{folder} is no folder; name one that holds camera frames")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
-    if not files:
-        raise ObservationError(f"{folder} holds no image; put some of the robot's camera frames there")
+    files = image_files(folder)
     chosen = np.linspace(0, len(files) - 1, min(len(files), MOST)).round().astype(int)
-    return [_read(files[index], size) for index in chosen]
-
-
-def _read(file: Path, size: int) -> Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", PilImage.DecompressionBombWarning)
-            with PilImage.open(file) as image:
-                return np.asarray(image.convert("RGB").resize((size, size), PilImage.Resampling.BICUBIC))
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, PilImage.DecompressionBombWarning) as error:
-        raise ObservationError(f"{file} can't be read: {error}; remove it or replace it") from error
+    return [square(read_image(files[index])) for index in chosen]
 
 
 def _scene(index: int, size: int) -> Image:

@@ -7,16 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitvla_cloud.split.adapter import Adapter
+from splitvla_cloud.prompt import load_tokenizer
+from splitvla_cloud.split.adapter import STATISTICS, Adapter
 from splitvla_cloud.split.fields import Fields
 from splitvla_cloud.split.geometry import LanguageGeometry, VisionGeometry, language_shapes, vision_shapes
 from splitvla_cloud.split.prompt import prompt_template, suffix_token_id
 from splitvla_cloud.split.read_language import read_language
 from splitvla_cloud.split.read_vision import read_vision
 from splitvla_cloud.split.tensor_file import StoredTensor
-from splitvla_cloud.split.weights import check_nothing_else, check_plain, check_required, find_tensors, never_read
+from splitvla_cloud.split.weights import (
+    check_converted,
+    check_nothing_else,
+    check_plain,
+    check_required,
+    check_unquantised,
+    find_tensors,
+    never_read,
+)
 from splitvla_shared.actions import parse_statistics
-from splitvla_shared.errors import BundleError, CheckpointError
+from splitvla_shared.errors import BundleError, CheckpointError, ConfigError
 
 LANGUAGE_ROOT = "language_model."
 TOKENIZER = "tokenizer.json"
@@ -28,7 +37,7 @@ class Checkpoint:
 
     vision_tensors are under the checkpoint's own names, language_tensors under those of LlamaForCausalLM; both hold
     only what a forward pass reads. statistics are `norm_stats`, or dataset_statistics.json where the folder has one.
-    With an adapter, tensors read as merged and its own statistics win. action_vocab_size: the id that action tokens
+    With an adapter, tensors read as merged and the statistics are its own. action_vocab_size: the id that action tokens
     count down from.
     """
 
@@ -46,19 +55,24 @@ class Checkpoint:
     suffix_token_id: int
 
     @classmethod
-    def open(cls, path: Path, adapter: Path | None = None) -> Checkpoint:
+    def open(cls, path: Path, adapter: Path | None = None, *, base_statistics: bool = False) -> Checkpoint:
         """Read all JSON files and safetensors headers; adapter: a PEFT LoRA folder to be merged into the weights.
 
+        base_statistics: un-normalise the adapter's actions by the checkpoint's statistics, not by its own.
         Raises CheckpointError naming the file, field or tensor when the folder is not a whole OpenVLA checkpoint, or
-        when the adapter is not one of this checkpoint.
+        when the adapter is not one of this checkpoint or has no statistics; ConfigError for base_statistics alone.
         """
+        if base_statistics and adapter is None:
+            raise ConfigError("--base-statistics is about an adapter; give --adapter DIR too, or leave it out")
         if not path.is_dir():
             raise CheckpointError(f"{path} is no folder; expected a downloaded Hugging Face checkpoint")
+        check_converted(path)
         check_plain(path, *([adapter, adapter.resolve().parent] if adapter is not None else []))
         name = path.resolve().name
         config = Fields.read(path / "config.json")
+        check_unquantised(config)
         entries = find_tensors(path)
-        vision = read_vision(config, Fields.read(path / "preprocessor_config.json"), entries)
+        vision = read_vision(config, _preprocessor(path), entries)
         language = read_language(config)
         action_vocab_size, bins = _action_vocabulary(config, language)
         language_names = {LANGUAGE_ROOT + name: shape for name, shape in language_shapes(language).items()}
@@ -72,7 +86,7 @@ class Checkpoint:
             )
         lora = Adapter.open(adapter) if adapter is not None else None
         tensors = lora.merge(entries, lambda name: never_read(name, last_blocks)) if lora is not None else entries
-        statistics = _statistics(path, config, lora)
+        statistics = _statistics(path, config, None if base_statistics else lora)
         return cls(
             path=path,
             name=name if adapter is None else f"{name}+{adapter.resolve().name}",
@@ -89,6 +103,18 @@ class Checkpoint:
         )
 
 
+def _preprocessor(path: Path) -> Fields:
+    """preprocessor_config.json, or where transformers 5 saved it: in processor_config.json, with the rest."""
+    file, newer = path / "preprocessor_config.json", path / "processor_config.json"
+    if not file.is_file() and newer.is_file():
+        processor = Fields.read(newer)
+        if "image_processor" in processor.data:
+            return processor.table("image_processor")
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing; copy it and {TOKENIZER} from the base checkpoint")
+    return Fields.read(file)
+
+
 def _action_vocabulary(config: Fields, language: LanguageGeometry) -> tuple[int, int]:
     """The id that action tokens count down from, and their number."""
     padding, bins = config.integer("pad_to_multiple_of", 64), config.integer("n_action_bins", 256)
@@ -103,8 +129,7 @@ def _action_vocabulary(config: Fields, language: LanguageGeometry) -> tuple[int,
 
 def _statistics(path: Path, config: Fields, lora: Adapter | None) -> Mapping[str, Any]:
     """A fine-tune keeps its base's norm_stats in config.json; its own are in dataset_statistics.json, and win."""
-    own = lora.statistics if lora is not None else None
-    file = own or path / "dataset_statistics.json"
+    file = path / STATISTICS if lora is None else lora.statistics(path)
     return Fields.read(file).data if file.is_file() else config.table("norm_stats", {}).data
 
 
@@ -126,3 +151,11 @@ def _tokenizer(path: Path, vocab_size: int) -> Fields:
     if not 0 <= largest < vocab_size:
         raise CheckpointError(f"{tokenizer.where}: token ids reach {largest}, the language model has {vocab_size}")
     return tokenizer
+
+
+def check_tokenizer(path: Path) -> None:
+    """Raises CheckpointError for a tokenizer.json that gives no prompt: what `serve` would find at its start."""
+    try:
+        load_tokenizer(path)
+    except BundleError as error:
+        raise CheckpointError(str(error)) from error

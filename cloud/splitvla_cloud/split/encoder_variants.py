@@ -23,12 +23,16 @@ from splitvla_cloud.split.encoder_parity import (
     run_graph,
     too_large_to_run,
 )
+from splitvla_cloud.split.geometry import VisionGeometry
 from splitvla_cloud.split.progress import Progress, counter
 from splitvla_cloud.split.reduced_graph import write_float16, write_int8
 from splitvla_cloud.split.smoothing import Calibration, calibrate, rescaled
 from splitvla_shared.bundle import Bundle
 from splitvla_shared.encoders import ENCODER_FILES, FP16, FP32, INT8
-from splitvla_shared.nouns import FloatArray
+from splitvla_shared.image_pipelines import ImagePipeline
+from splitvla_shared.nouns import FloatArray, Image
+from splitvla_shared.preprocess.image_pipelines import build_pipeline
+from splitvla_shared.preprocess.images import GRAY
 
 _WRITERS = {FP16: write_float16, INT8: write_int8}
 # Bytes that a stored weight takes, for the check of free disk space.
@@ -53,20 +57,31 @@ def variant_bytes(source: Checkpoint, options: EncoderOptions) -> int:
     return sum(weights * _WEIGHT_BYTES[name] for name in options.names if name != FP32)
 
 
+def variant_frames(options: EncoderOptions, pipeline: ImagePipeline, vision: VisionGeometry) -> list[Image]:
+    """What the variants are fitted to, through the robot's image pipeline; none where there is no variant.
+
+    Raises ObservationError for calibration frames that can't be read, ConfigError for a pipeline that can't run here.
+    """
+    if set(options.names) <= {FP32}:
+        return []
+    if options.calibration is None:  # scenes of the right size already, which need no decoder
+        return calibration_frames(None, vision.image_size)
+    square = build_pipeline(pipeline, "none", vision, vision.letterbox_fill or GRAY)
+    return calibration_frames(options.calibration, vision.image_size, square)
+
+
 def write_variants(
-    source: Checkpoint, edge: Path, cloud: Bundle, options: EncoderOptions, report: Progress
+    source: Checkpoint, edge: Path, cloud: Bundle, options: EncoderOptions, frames: list[Image], report: Progress
 ) -> dict[str, Any]:
     """Write the variants into `edge`, where encoder.onnx lies; returns what the manifest says of them.
 
     `cloud` is the language half as far as it is written: a small one is run for token agreement. Raises BundleError
-    for a variant below the floor, CheckpointError for weights that a variant can't hold, ObservationError for
-    calibration frames that can't be read.
+    for a variant below the floor, CheckpointError for weights that a variant can't hold.
     """
     names = [name for name in options.names if name != FP32]
     if not names:
         return {}
     table: dict[str, Any] = {FP32: {"file": ENCODER_FILES[FP32]}}
-    frames = calibration_frames(options.calibration, cloud.spec.image_size)
     described = f"{len(frames)} {'built-in' if options.calibration is None else 'given'} frames"
     tensors = source.vision_tensors
     size = sum(entry.size for entry in tensors.values())

@@ -6,6 +6,8 @@ from splitvla_cloud.split.fields import Fields
 from splitvla_cloud.split.geometry import LanguageGeometry
 from splitvla_shared.errors import CheckpointError
 
+_ACTIVATION = "silu"  # what every engine here computes
+
 
 def read_language(config: Fields) -> LanguageGeometry:
     """Raises CheckpointError for a language model that is no plain Llama.
@@ -28,7 +30,7 @@ def read_language(config: Fields) -> LanguageGeometry:
         num_attention_heads=heads,
         num_key_value_heads=text.integer("num_key_value_heads", heads),
         head_dim=text.integer("head_dim", hidden // heads),
-        hidden_act=text.text("hidden_act", "silu"),
+        hidden_act=_ACTIVATION,
         max_position_embeddings=text.integer("max_position_embeddings", 2048),
         rms_norm_eps=text.real("rms_norm_eps", 1e-6),
         rope_theta=_rope_theta(text),
@@ -44,6 +46,9 @@ def _check_plain_llama(text: Fields) -> None:
     kind = text.text("model_type", "llama")
     if kind != "llama":
         raise CheckpointError(f"{text.where}: model_type is {kind!r}; only llama backbones can be split")
+    activation = text.text("hidden_act", _ACTIVATION)
+    if activation != _ACTIVATION:
+        raise CheckpointError(f"{text.where}: hidden_act is {activation!r}; only {_ACTIVATION} backbones can be split")
     if text.flag("tie_word_embeddings", False):
         raise CheckpointError(f"{text.where}: tie_word_embeddings is true; only untied language models can be split")
     scaling = text.data.get("rope_scaling") or text.data.get("rope_parameters") or {}

@@ -14,10 +14,8 @@ from torch import Tensor
 
 from splitvla_cloud.split.geometry import LanguageGeometry
 from splitvla_cloud.split.tensor_file import StoredTensor
-from splitvla_shared.errors import CheckpointError
 
 _HEAD_ROWS = 4096  # rows of lm_head that are float32 at a time
-_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +36,7 @@ class StreamedLlama:
 
     @torch.inference_mode()
     def logits(self, embeds: Tensor, count: int) -> Tensor:
-        """embeds (length, hidden) to the logits of the last `count` positions, (count, vocabulary); float32.
-
-        Raises CheckpointError for an activation that is not silu or gelu.
-        """
+        """embeds (length, hidden) to the logits of the last `count` positions, (count, vocabulary); float32."""
         x = embeds
         rotary = _rotary(self.language, len(embeds))
         for index in range(self.language.num_hidden_layers):
@@ -65,11 +60,7 @@ class StreamedLlama:
         return self._linear(f"{name}o_proj", mixed.transpose(0, 1).reshape(len(x), -1))
 
     def _feed_forward(self, name: str, x: Tensor) -> Tensor:
-        activation = _ACTIVATIONS.get(self.language.hidden_act)
-        if activation is None:
-            known = ", ".join(_ACTIVATIONS)
-            raise CheckpointError(f"text_config: hidden_act is {self.language.hidden_act!r}; supported are {known}")
-        gated = activation(self._linear(f"{name}gate_proj", x)) * self._linear(f"{name}up_proj", x)
+        gated = F.silu(self._linear(f"{name}gate_proj", x)) * self._linear(f"{name}up_proj", x)
         return self._linear(f"{name}down_proj", gated)
 
     def _norm(self, name: str, x: Tensor) -> Tensor:

@@ -14,6 +14,11 @@ from splitvla_shared.errors import CheckpointError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _OFT_PARTS = ("action_head--*", "proprio_projector--*", "noisy_action_projector--*", "vision_backbone--*")
+_CODE = "modeling_prismatic.py"
+_OFT_NAMES = ("NUM_ACTIONS_CHUNK", "_regression_or_discrete_prediction")
+# What Prismatic's own training code writes: in checkpoints/ of a run, or taken out of there.
+_PRISMATIC = ("step-*.pt", "latest-checkpoint.pt")
+_UNQUANTISED = "take the checkpoint before quantizing"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # Stored by the reference and never read by its forward pass: the pool, the last norm, buffers of old versions.
 _NEVER_READ = re.compile(
@@ -33,13 +38,40 @@ def check_plain(*folders: Path) -> None:
 
     OpenVLA-OFT saves its parts beside weights that look like any OpenVLA's, and reads an answer all at once, without a
     causal mask (openvla-oft: vla-scripts/finetune.py, experiments/robot/openvla_utils.py): decoded token by token they
-    give actions that mean nothing.
+    give actions that mean nothing. Its discrete variant has no such part; the folder's model code tells it then.
     """
     parts = sorted(file for folder in folders for pattern in _OFT_PARTS for file in folder.glob(pattern))
-    if parts:
+    codes = [folder / _CODE for folder in folders if _is_oft_code(folder / _CODE)]
+    if not parts and not codes:
+        return
+    found = (parts or codes)[0]
+    only_code = "" if parts else "; or put back the file that your weights came with, where that alone was replaced"
+    raise CheckpointError(
+        f"{found.parent} holds an OpenVLA-OFT fine-tune ({found.name}): its actions come from parallel"
+        f" decoding, which is not supported; split a checkpoint that decodes token by token{only_code}"
+    )
+
+
+def check_converted(path: Path) -> None:
+    """Raises CheckpointError for a checkpoint in Prismatic's own layout, from which openvla's script makes this one."""
+    if (path / SINGLE).is_file() or (path / INDEX).is_file():
+        return
+    places = (path, path / "checkpoints")
+    found = next((file for place in places for name in _PRISMATIC for file in sorted(place.glob(name))), None)
+    if found is not None:
         raise CheckpointError(
-            f"{parts[0].parent} holds an OpenVLA-OFT fine-tune ({parts[0].name}): its actions come from parallel"
-            " decoding, which is not supported; split a checkpoint that decodes token by token"
+            f"{path} is a Prismatic checkpoint ({found.relative_to(path)}): convert it with openvla's"
+            " vla-scripts/extern/convert_openvla_weights_to_hf.py and split what that writes"
+        )
+
+
+def check_unquantised(config: Fields) -> None:
+    """Raises CheckpointError for weights that are stored quantised, whatever by."""
+    if config.data.get("quantization_config") is not None:
+        method = config.table("quantization_config").text("quant_method", "an unnamed method")
+        raise CheckpointError(
+            f"{config.where}: the weights are quantised by {method}, which can't be split; {_UNQUANTISED}, and quantise"
+            " what is split: `split --precision` or `serve --precision`"
         )
 
 
@@ -75,6 +107,11 @@ def _read_sharded(path: Path) -> dict[str, TensorEntry]:
     return entries
 
 
+def _is_oft_code(file: Path) -> bool:
+    text = file.read_text(encoding="utf-8", errors="ignore") if file.is_file() else ""
+    return any(name in text for name in _OFT_NAMES)
+
+
 def check_required(required: Mapping[str, Shape], entries: Mapping[str, TensorEntry]) -> None:
     """Raises CheckpointError naming the first tensor that is missing, misshapen or of a type that cannot be split."""
     for name, shape in required.items():
@@ -82,9 +119,7 @@ def check_required(required: Mapping[str, Shape], entries: Mapping[str, TensorEn
         if entry is None:
             raise CheckpointError(f"the checkpoint has no tensor {name}, expected {list(shape)}; is it complete?")
         if entry.dtype not in DTYPES:
-            raise CheckpointError(
-                f"{name} is {entry.dtype}; only {', '.join(DTYPES)} can be split: take the checkpoint before quantizing"
-            )
+            raise CheckpointError(f"{name} is {entry.dtype}; only {', '.join(DTYPES)} can be split: {_UNQUANTISED}")
         if entry.shape != shape:
             raise CheckpointError(
                 f"{name} has shape {list(entry.shape)}, expected {list(shape)} as the rest of the checkpoint says"

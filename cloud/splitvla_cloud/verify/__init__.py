@@ -1,6 +1,6 @@
 """Hold two bundles against the checkpoint that they were split from, stage by stage, on golden frames.
 
-What it can't see is the robot's own resize, because this side imports nothing of the robot's: the frames are made
+What it can't see is the robot's own resize, which it leaves alone so as not to repeat its errors: the frames are made
 square by a second implementation of the same source, and a test of the project holds the two equal.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from splitvla_cloud.backbone import check_loadable
 from splitvla_cloud.precision import Precision
 from splitvla_cloud.settings import PRECISION_KEY
 from splitvla_cloud.split.checkpoint import TOKENIZER, Checkpoint
@@ -22,6 +23,7 @@ from splitvla_cloud.verify.language import Case, actions_row, precision_rows, pr
 from splitvla_cloud.verify.observed import Observed, ObservedEncoder
 from splitvla_cloud.verify.table import Row, close_numbers, render_rows, same_numbers
 from splitvla_cloud.verify.unsplit import Seen, UnsplitEncoder, pixel_values, prompt_ids, square
+from splitvla_shared.actions import parse_statistics, select_statistics
 from splitvla_shared.bundle import Bundle, file_sha256, open_bundle
 from splitvla_shared.errors import BundleError
 from splitvla_shared.nouns import Image
@@ -32,7 +34,9 @@ __all__ = ["Verification", "VerifyRequest", "render_rows", "verify"]
 
 @dataclass(frozen=True, slots=True)
 class VerifyRequest:
-    """bundles: the folder that `split` made. adapter: the one that was merged, if any. frames: a folder of images.
+    """bundles: the folder that `split` made. adapter: the one that was merged, if any; base_statistics: as for `split`.
+
+    frames: a folder of images.
 
     precision: of the bundle's backbone, None for the stored one or else fp32. precisions: those whose agreement with
     the unsplit model is reported as well. unnorm_key: None compares the actions of every dataset.
@@ -41,6 +45,7 @@ class VerifyRequest:
     checkpoint: Path
     bundles: Path
     adapter: Path | None = None
+    base_statistics: bool = False
     precision: Precision | None = None
     precisions: tuple[Precision, ...] = ()
     frames: Path | None = None
@@ -68,15 +73,20 @@ def verify(request: VerifyRequest, progress: Progress | None = None) -> Verifica
 
     One model is in memory at a time: the encoder in float32 (3 GB for openvla-7b), then the language model, unsplit
     and from the bundle, at 4 bytes a parameter for fp32 (27 GB) and 2 for the others (13.5 GB).
-    Raises CheckpointError, BundleError, ConfigError or ObservationError when there is nothing to compare.
+    Raises CheckpointError, BundleError, ConfigError or ObservationError when there is nothing to compare, before any
+    model runs where it is an option that is wrong.
     """
     report = progress or silent
-    source = Checkpoint.open(request.checkpoint, request.adapter)
+    source = Checkpoint.open(request.checkpoint, request.adapter, base_statistics=request.base_statistics)
     edge, cloud = open_bundle(request.bundles / "edge", "edge"), open_bundle(request.bundles / "cloud", "cloud")
+    precision: Precision = request.precision or cloud.extra.get(PRECISION_KEY) or "fp32"
+    check_loadable(cloud, precision, request.device)
+    if request.unnorm_key is not None:
+        select_statistics(parse_statistics(source.statistics), request.unnorm_key)
     frames = built_in_frames() + (read_frames(request.frames) if request.frames else [])
     rows: list[Row] = []
     case = None
-    for step in _stages(request, source, edge, cloud, frames, report):
+    for step in _stages(request, precision, source, edge, cloud, frames, report):
         if isinstance(step, Case):
             case = step
             continue
@@ -88,7 +98,13 @@ def verify(request: VerifyRequest, progress: Progress | None = None) -> Verifica
 
 
 def _stages(
-    request: VerifyRequest, source: Checkpoint, edge: Bundle, cloud: Bundle, frames: list[NamedFrame], report: Progress
+    request: VerifyRequest,
+    precision: Precision,
+    source: Checkpoint,
+    edge: Bundle,
+    cloud: Bundle,
+    frames: list[NamedFrame],
+    report: Progress,
 ) -> Iterator[Row | Case]:
     """The rows in order, computed one after the other; the Case is what the language model's rows are about."""
     yield _bundles_row(source, edge, cloud)
@@ -110,7 +126,7 @@ def _stages(
         request.device,
     )
     yield case
-    row, answers = tokens_row(case, request.precision or cloud.extra.get(PRECISION_KEY, "fp32"), report)
+    row, answers = tokens_row(case, precision, report)
     yield row
     yield actions_row(case, answers, request.unnorm_key)
     yield _sees_row(case, answers)

@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image as PilImage
-from PIL import UnidentifiedImageError
 
-from splitvla_shared.errors import ObservationError
+from splitvla_cloud.image_folder import image_files, read_image
 from splitvla_shared.nouns import Image
 
 BLACK, WHITE = "black", "white"
 INSTRUCTIONS = ("put the red block into the white bowl", "Open the top drawer")  # the second: prompts are lower-cased
 _HEIGHT, _WIDTH = 480, 640
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +39,8 @@ def built_in_frames() -> list[NamedFrame]:
 
 
 def read_frames(folder: Path) -> list[NamedFrame]:
-    """Every image file of the folder, in order of name. Raises ObservationError when one can't be read, or none is."""
-    if not folder.is_dir():
-        raise ObservationError(f"--frames {folder} is no folder")
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
-    if not files:
-        raise ObservationError(f"--frames {folder} holds no image ({', '.join(_SUFFIXES)})")
-    return [NamedFrame(file.name, _read(file)) for file in files]
-
-
-def _read(file: Path) -> Image:
-    try:
-        with PilImage.open(file) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, PilImage.DecompressionBombError) as error:
-        raise ObservationError(f"image {file}: {' '.join(str(error).split()) or type(error).__name__}") from error
+    """Every image file of the folder and of those in it. Raises ObservationError when one can't be read, or none is."""
+    return [NamedFrame(str(file.relative_to(folder)), read_image(file)) for file in image_files(folder)]
 
 
 def _scene() -> Image:

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from splitvla_cloud.backbone import Backbone
+from splitvla_cloud.backbone import Backbone, fitting
 from splitvla_cloud.precision import Precision, select_device
 from splitvla_cloud.prompt import Prompt
 from splitvla_cloud.split.checkpoint import Checkpoint
@@ -148,10 +148,13 @@ def _ask_unsplit(case: Case, dtype: torch.dtype, patches: Sequence[FloatArray], 
     stage = f"unsplit backbone {str(dtype).removeprefix('torch.')}"
     report(stage, 0, len(patches))
     _make_room()
-    model = UnsplitBackbone(case.source, dtype, select_device(case.device))
-    return [
-        [model.answer(prompt, one, case.count) for prompt in case.prompts] for one in watched(patches, stage, report)
-    ]
+    device = select_device(case.device)
+    with fitting(stage, device, "use --device cpu, or a device with more memory"):
+        model = UnsplitBackbone(case.source, dtype, device)
+        return [
+            [model.answer(prompt, one, case.count) for prompt in case.prompts]
+            for one in watched(patches, stage, report)
+        ]
 
 
 def _load(case: Case, precision: Precision, report: Progress) -> Backbone:

@@ -16,8 +16,6 @@ from splitvla_edge.calibrate.report import check_plot, draw
 from splitvla_edge.encoding.encoder import OnnxEncoder
 from splitvla_edge.encoding.probe import probed
 from splitvla_edge.encoding.providers import AUTO
-from splitvla_edge.model import read_fill, read_pipeline
-from splitvla_edge.preprocess.image_pipelines import build_pipeline
 from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.codec.installed import Parcel, calibrated, check_same, staged
 from splitvla_shared.codec.sensitivity import SENSITIVITY_FILE, Sensitivity, load_sensitivity
@@ -25,6 +23,7 @@ from splitvla_shared.codec.tables import MAX_COLUMNS, CodecTables
 from splitvla_shared.codec.transform import TransformCodec
 from splitvla_shared.errors import BundleError, CodecError, ConfigError, ObservationError
 from splitvla_shared.image_pipelines import parse_image_pipeline
+from splitvla_shared.preprocess.image_pipelines import build_pipeline, read_fill, read_pipeline
 from splitvla_shared.replaced import check_place, exchange
 from splitvla_shared.rungs import CODEC_KEY, RungCost
 from splitvla_shared.spec import ModelSpec

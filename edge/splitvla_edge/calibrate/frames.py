@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from splitvla_edge.daemon.record import RUN_FILE
-from splitvla_edge.preprocess.images import check_image
 from splitvla_edge.robots.replay import Source, open_source
 from splitvla_shared.errors import ConfigError, ObservationError, RobotError
 from splitvla_shared.nouns import Image
+from splitvla_shared.preprocess.images import check_image
 
 # Frames in a row that are taken together: enough to learn how a frame follows from the one before.
 _RUN = 8

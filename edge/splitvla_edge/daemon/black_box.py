@@ -20,10 +20,10 @@ from typing import Any, TextIO
 
 from splitvla_edge.daemon.channel import pack, unpack
 from splitvla_edge.daemon.datagrams import ChannelError
-from splitvla_edge.daemon.operator_lines import say
 from splitvla_edge.fallback import Command, FallbackSettings, LocalChunk, Mode, Ready, State, TickInputs
 from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.fallback.snapshot import restore, take
+from splitvla_edge.operator_lines import say
 from splitvla_edge.robots.action_space import ActionSpace, Kind
 from splitvla_shared.errors import ConfigError
 

@@ -11,12 +11,12 @@ import json
 from typing import TextIO
 
 from splitvla_edge.daemon.channel import Channel
-from splitvla_edge.daemon.operator_lines import say
 from splitvla_edge.daemon.perception import STANDBY_LOADED, Perception, PerceptionSettings
 from splitvla_edge.fallback import Mode, Ready
 from splitvla_edge.link.security import Security
 from splitvla_edge.local.recording import recording
 from splitvla_edge.local.runner import open_runner
+from splitvla_edge.operator_lines import say
 from splitvla_edge.policy import EdgePolicy
 from splitvla_edge.robots import open_camera
 from splitvla_shared.config import load_config

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from splitvla_edge.daemon.operator_lines import say
+from splitvla_edge.operator_lines import say
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.nouns import StageTimes
 

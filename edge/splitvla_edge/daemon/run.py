@@ -17,7 +17,6 @@ from splitvla_edge.daemon.black_box import BlackBox
 from splitvla_edge.daemon.channel import Channel
 from splitvla_edge.daemon.control import ControlLoop, Requests
 from splitvla_edge.daemon.notices import Notices
-from splitvla_edge.daemon.operator_lines import say
 from splitvla_edge.daemon.perception import STANDBY_OFF, STANDBY_STARTED, PerceptionSettings
 from splitvla_edge.daemon.record import (
     STEPS_FILE,
@@ -33,6 +32,8 @@ from splitvla_edge.daemon.supervisor import Supervisor, release_subcommand, star
 from splitvla_edge.fallback import FallbackSettings, Mode, State
 from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.local.settings import LocalSettings, RecordingSettings
+from splitvla_edge.operator_lines import say
+from splitvla_edge.policy_options import check_hedge
 from splitvla_edge.robots import ROBOTS, instruction_of, open_robot
 from splitvla_edge.robots.base import OpenedRobot
 from splitvla_edge.robots.camera import CameraSettings
@@ -100,10 +101,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         if not 0.1 <= self.control_hz <= 1000:
             raise ConfigError(f"control_hz is {self.control_hz}; expected 0.1..1000")
-        if self.hedge_ms is not None and not self.hedge_ms > 0:
-            raise ConfigError(f"hedge_ms is {self.hedge_ms}; expected above 0")
-        if self.hedge_ms is not None and self.server and "," not in self.server:
-            raise ConfigError(f"hedge_ms is {self.hedge_ms:g}; it needs two servers: --server A,B")
+        check_hedge(self.hedge_ms, self.server or None)
         if not 1 <= self.hang_s <= 3600:
             raise ConfigError(f"hang_s is {self.hang_s}; expected 1..3600 seconds")
         if self.duration_s is not None and not self.duration_s > 0:

@@ -91,6 +91,7 @@ class Reply:
     load: ServerLoad = ServerLoad()
     draining: bool = False
     key_frame_needed: bool = False
+    accepted_draft_tokens: int = 0
     server: str = ""
 
 

@@ -275,6 +275,7 @@ def _read_reply(message: pb.InferReply, request: InferCall, address: str) -> Rep
         load=_read_load(message.load, frame),
         draining=message.draining,
         key_frame_needed=message.key_frame_needed,
+        accepted_draft_tokens=message.accepted_draft_tokens,
         server=address,
     )
 

@@ -10,7 +10,7 @@ import sys
 from importlib.util import find_spec
 from typing import Any, TextIO
 
-from splitvla_edge.daemon.operator_lines import Printer
+from splitvla_edge.operator_lines import Printer
 from splitvla_edge.policy import EdgePolicy
 from splitvla_edge.policy_server.complaints import Complaints
 from splitvla_edge.policy_server.options import PolicyServerSettings

@@ -15,9 +15,9 @@ import numpy as np
 
 from splitvla_edge.policy_server.numpy_msgpack import pack, unpack
 from splitvla_edge.policy_server.request import ActionRequest
-from splitvla_edge.preprocess.images import check_image
 from splitvla_shared.errors import ObservationError
 from splitvla_shared.nouns import ActionArray, Image
+from splitvla_shared.preprocess.images import check_image
 
 # Where the programs that people have put the picture of their first camera.
 FIRST_CAMERA_KEYS = (

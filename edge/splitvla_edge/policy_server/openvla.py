@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from splitvla_edge.policy_server.request import ActionRequest, shown
-from splitvla_edge.preprocess.images import check_image
 from splitvla_shared.errors import CodecError, ObservationError
 from splitvla_shared.nouns import ActionArray, Image
+from splitvla_shared.preprocess.images import check_image
 
 # deploy.py's answer to whatever went wrong, with status 200.
 ERROR = b'"error"'

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from splitvla_edge.daemon.episodes import Episode
-from splitvla_edge.daemon.operator_lines import say
 from splitvla_edge.fallback import Command
 from splitvla_edge.robots.action_space import ActionSpace
 from splitvla_edge.robots.base import Camera, Frame, Robot, RobotState
@@ -78,12 +77,9 @@ class DeviceRobot:
             self._robot.stop()
 
     def close(self) -> None:
-        """Never raises: the run is over, and its log must be closed too."""
-        try:
-            with faults(self._name, "close"):
-                self._robot.close()
-        except SplitVLAError as error:
-            say(str(error))
+        """Raises RobotError."""
+        with faults(self._name, "close"):
+            self._robot.close()
 
 
 class DeviceCamera:

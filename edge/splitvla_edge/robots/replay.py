@@ -110,7 +110,7 @@ class _Folder:
         self.count, self.fps = len(self._files), _DEFAULT_FPS
 
     def read(self, index: int) -> Image:
-        from splitvla_edge.preprocess.images import load_image  # Pillow stays out of the control process
+        from splitvla_shared.preprocess.images import load_image  # Pillow stays out of the control process
 
         return load_image(self._files[index])
 
