@@ -217,3 +217,10 @@ def test_every_exact_way_gives_the_reference_s_tokens(tiny_checkpoint: Path, tin
     assert len(exact) == 6
     assert {"split, f32", "REST /act, square", "on the robot, PyTorch"} <= set(exact)
     assert alternatives.differing(measured) == []
+
+
+def test_robots_on_one_server_are_measured_without_every_way_first(tiny_bundles: Path, tmp_path: Path) -> None:
+    arguments = ["--bundle", str(tiny_bundles / "edge"), "--unnorm-key", "widowx_tiny", "--out", str(tmp_path)]
+    with ServerProcess(tiny_bundles / "cloud", "--threads", "1") as server:
+        assert main(["--server", server.wait_ready(), *arguments, "--sections", "scale"]) == 0
+    assert {path.stem for path in tmp_path.glob("*.md")} == {"scale"}

@@ -67,7 +67,7 @@ def test_a_fault_that_stops_the_robot_is_told_with_the_stop() -> None:
 def test_a_robot_that_waits_in_init_says_why_once_for_each_cause_unless_a_miss_has_said_it() -> None:
     story = Story()
     waiting = QUIET._replace(state="INIT", cause="robot or perception not ready", detail="the robot is not ready")
-    told = [story.line(waiting._replace(t=t)) for t in (0.2, 5.1, 5.2, 9.0)]
+    told = [story.line(waiting._replace(t=t)) for t in (0.2, 4.9, 5.2, 9.0)]
     assert told == [None, None, "still in INIT, robot or perception not ready: the robot is not ready", None]
     late = waiting._replace(cause="control loop overran", detail="")
     told = [story.line(late._replace(t=t)) for t in (9.2, 14.2, 14.4)]
@@ -75,6 +75,26 @@ def test_a_robot_that_waits_in_init_says_why_once_for_each_cause_unless_a_miss_h
     story = Story()
     told = [story.line(AWAY._replace(state="INIT", t=t)) for t in (0.2, 9.0)]
     assert told == ["INIT, no server at host:1", None]
+    blind = QUIET._replace(state="INIT", cause="camera stale", detail="")
+    told = [story.line(blind._replace(t=t)) for t in (9.2, 13.0, 18.0, 22.0)]
+    assert told == [None, None, "still in INIT, camera stale", None], "no frame, no call, no answer"
+
+
+def test_causes_that_take_turns_in_init_are_each_told_once() -> None:
+    """An absolute arm without a position: its targets get too old, and new ones come."""
+    story = Story()
+    causes = ("the robot reports no position", "action too old")
+    records = [QUIET._replace(state="INIT", cause=causes[tick % 2], detail="", t=0.2 * tick) for tick in range(100)]
+    told = [line for record in records if (line := story.line(record))]
+    assert sorted(told) == [f"still in INIT, {cause}" for cause in sorted(causes)]
+
+
+def test_a_miss_in_a_record_of_a_fault_is_told_in_its_own_words() -> None:
+    story = Story()
+    fault = "robot arm: read_state raised OSError: no answer"
+    broken = QUIET._replace(state="HOLD", detail=fault, fault=fault)
+    told = [story.line(broken), story.line(broken._replace(miss="UNREACHABLE")), story.line(broken)]
+    assert told == [f"HOLD, {fault}", "HOLD, unreachable", None]
 
 
 def test_what_was_told_is_printed_by_the_time_it_is_closed() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from splitvla_cloud.admission import PassCost
@@ -64,7 +64,8 @@ class Reference:
         shares = sorted(seconds / self.cost(frames) for frames, seconds in recent if self.cost(frames))
         spread = max(1.0, shares[int(0.9 * (len(shares) - 1))]) if shares else 1.0
         safe = now + self.cost(1) * spread
-        patient = [self.since(ticket) for ticket in self.waiting if ticket.deadline > safe]
+        hopeful = [ticket for ticket in self.waiting if ticket.deadline > safe]
+        patient = [self.since(ticket) for ticket in hopeful or self.waiting]
 
         def rank(ticket: Ticket[str]) -> tuple[bool, bool, float, float]:
             turns = self.sessions[ticket.session].turns if ticket.session in self.sessions else []
@@ -84,7 +85,7 @@ class Reference:
 
     def passed(self, frames: int, seconds: float, now: float) -> None:
         """More than five times as long as expected is believed only after another such pass."""
-        alike = [self.cost(number) for number, _, _ in self.passes if number <= frames and (number > 0) == (frames > 0)]
+        alike = [mean for number, mean in self.means().items() if number <= frames and bool(number) is bool(frames)]
         too_long = 0 < 5 * max(alike, default=0.0) < seconds
         self.doubted_the_last = too_long and not self.doubted_the_last
         if not self.doubted_the_last:
@@ -117,12 +118,16 @@ class Reference:
         return not any(before <= end < after for end in [*running, *deadlines[: size - 1]])
 
     def cost(self, frames: int) -> float:
-        """Running means by number of frames; the dearest of those that are no larger."""
+        """The dearest mean of those numbers of frames that are no larger."""
+        return max((mean for number, mean in self.means().items() if number <= frames), default=0.0)
+
+    def means(self) -> dict[int, float]:
+        """Running means by number of frames."""
         means: dict[int, float] = {}
         for number, seconds, _ in self.passes:
             mean = means.get(number, seconds)
             means[number] = mean + 0.2 * (seconds - mean)
-        return max((mean for number, mean in means.items() if number <= frames), default=0.0)
+        return means
 
     def expire(self, before: float) -> Leaving:
         late = [ticket for ticket in self.waiting if ticket.deadline <= before]
@@ -156,6 +161,21 @@ EVENTS = st.lists(
 )
 
 
+# All that wait will hardly be in time: who was not served yet goes first all the same.
+_ALL_HARDLY = [
+    *(Event("offer", 0, 0, 2.0, 0.0), Event("take", 0, 1, 0.0, 0.0)),
+    *(Event("pass", 0, 1, 0.25, 0.0), Event("pass", 0, 1, 1.0, 0.0)),
+    *(Event("offer", 0, 1, 0.5, 0.0), Event("offer", 1, 0, 0.5, 0.0), Event("take", 0, 1, 0.0, 0.125)),
+]
+# What a pass without a new frame took tells nothing of one with some.
+_OF_ANOTHER_KIND = [
+    *(Event("pass", 0, 0, 2.0, 0.0), Event("pass", 0, 1, 0.0625, 0.0), Event("pass", 0, 1, 0.5, 10.5)),
+    *(Event("offer", 0, 0, 0.25, 0.0), Event("take", 0, 1, 0.0, 0.0)),
+]
+
+
+@example(events=_ALL_HARDLY, limit=2, running=[])
+@example(events=_OF_ANOTHER_KIND, limit=1, running=[])
 @given(events=EVENTS, limit=st.integers(1, 5), running=st.lists(st.sampled_from([0.25, 0.5, 1.0]), max_size=2))
 @settings(max_examples=300)
 def test_random_arrivals_cancels_and_deadlines_go_as_in_the_reference_scheduler(

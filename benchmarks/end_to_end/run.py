@@ -27,6 +27,7 @@ from splitvla_shared.nouns import Scheme, StageTimes
 ALL = ("stages", "alternatives", "policy", "links", "scale")
 # Of a robot and its server: there is a real link between them, and an emulated one would come on top of it.
 THERE = ("stages", "alternatives", "scale")
+_OF_ALL_WAYS = {"stages", "alternatives", "links"}
 _SOAK_ROBOTS = 4
 _PREPARE_POLICY_S, _POLICY_ROUND_S = 25.0, 0.6
 _RAW_BYTES = 3 * 224 * 224
@@ -68,7 +69,7 @@ class Run:
         """All sections that were asked for."""
         wanted, plan = set(self._request.sections), self._request.plan
         self._request.out.mkdir(parents=True, exist_ok=True)
-        round_s = self._measure_ways()
+        round_s = self._measure_ways() if wanted & _OF_ALL_WAYS else self._expect(0.0)
         if "stages" in wanted:
             self._stages()
         if "alternatives" in wanted:
@@ -81,7 +82,8 @@ class Run:
             self._scale()
         if plan.soak_minutes:
             self._soak()
-        self._verdict()
+        if self.measured or self.of_policy:
+            self._verdict()
 
     def _measure_ways(self) -> float:
         """Also the seconds that one round of all ways takes."""
@@ -91,12 +93,13 @@ class Run:
             measure(ways, self._images, request.instruction, 1)  # also opens connections and warms caches
             round_s = (time.monotonic() - started) / (1 + alternatives.WARM_UP_ROUNDS)
             plan = self._plan = plan.fitted(round_s)
-            self._watch.expect(self._expected_s(round_s))
+            self._expect(round_s)
             with self._watch.phase("every way, round by round", round_s * (plan.frames + 2)) as step:
                 self.measured = measure(ways, self._images, request.instruction, plan.frames, step)
         return round_s
 
-    def _expected_s(self, round_s: float) -> float:
+    def _expect(self, round_s: float) -> float:
+        """Say how long all takes where a round of all ways takes so long, which it returns."""
         plan, wanted = self._plan, self._request.sections
         seconds = round_s * (plan.frames + alternatives.WARM_UP_ROUNDS) + plan.soak_minutes * 60
         if "policy" in wanted:
@@ -105,7 +108,8 @@ class Run:
             seconds += self._sockets_s(round_s)
         if "scale" in wanted:
             seconds += self._scale_s()
-        return seconds
+        self._watch.expect(seconds)
+        return round_s
 
     def _sockets_s(self, round_s: float) -> float:
         rounds = self._plan.socket_frames + alternatives.WARM_UP_ROUNDS

@@ -146,7 +146,9 @@ def _add_verify(verify: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="report token agreement too, e.g. fp32,bf16,int8,nf4; takes the memory of fp32",
     )
-    verify.add_argument("--frames", type=Path, metavar="DIR", help="images to compare besides the five built-in frames")
+    verify.add_argument(
+        "--frames", type=Path, metavar="DIR", help="up to 32 images to compare besides the built-in ones"
+    )
     verify.add_argument("--unnorm-key", metavar="KEY", help="the dataset whose actions are compared (all)")
     verify.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     verify.set_defaults(command=_verify)

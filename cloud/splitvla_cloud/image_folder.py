@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from splitvla_shared.errors import ObservationError
 from splitvla_shared.nouns import Image
 from splitvla_shared.preprocess.images import load_image
 
+_MOST = 32  # more change little and cost seconds each
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Those of the folder and of the folders in it, in order of path. Raises ObservationError when there is none."""
+    """Up to 32 of the folder and of those in it, evenly taken in order of path. Raises ObservationError without any."""
     if not folder.is_dir():
         raise ObservationError(f"{folder} is no folder; name one that holds camera frames")
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
     if not files:
         raise ObservationError(f"{folder} holds no image ({', '.join(_SUFFIXES)}); put some camera frames there")
-    return files
+    chosen = np.linspace(0, len(files) - 1, min(len(files), _MOST)).round().astype(int)
+    return [files[index] for index in chosen]
 
 
 def read_image(file: Path) -> Image:

@@ -23,9 +23,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BundleError(f"{file} can't be read: {error}; split again") from error
+        raise BundleError(f"{file} can't be read: {error}; put the checkpoint's own there") from error
     except Exception as error:  # the tokenizers library raises nothing narrower, whatever is wrong
-        raise BundleError(f"{file} is not a tokenizer: {error}; split again") from error
+        raise BundleError(f"{file} is not a tokenizer: {error}; put the checkpoint's own there") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if tokenizer.encode("x").special_tokens_mask[:1] != [1]:

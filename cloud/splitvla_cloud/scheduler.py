@@ -110,6 +110,8 @@ class FrameQueue(Generic[T]):
         each of the frames that are being served. wait_s: until these are done if no frame comes in.
         """
         dropped = self._drop_expired(now, cost.floor(now))
+        if not self._queued or room < 1:  # as before most passes: nothing to weigh while the GPU waits
+            return [], dropped
         rest = cost.rest(1)
         order = self._order(now + cost.usual(now) + rest)
         taken = order[: choose([ticket.deadline - rest for ticket in order], now, room, cost, running, wait_s)]
@@ -156,7 +158,8 @@ class FrameQueue(Generic[T]):
         Without the first rule an overloaded GPU would spend itself on frames that are about to be late: the most
         urgent one is taken, fails by a hair, and meanwhile the next one has become the most urgent.
         """
-        longest = min((self._since(ticket) for ticket in self._queued.values() if ticket.deadline > safe), default=0)
+        hopeful = [ticket for ticket in self._queued.values() if ticket.deadline > safe]
+        longest = min((self._since(ticket) for ticket in hopeful or self._queued.values()), default=0)
 
         def rank(ticket: Ticket[T]) -> tuple[bool, bool, float, float]:
             known = self._sessions.get(ticket.session)  # forgotten when it has long been silent

@@ -60,8 +60,11 @@ def load_backbone(bundle: Bundle, settings: ServerSettings) -> Engine:
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    if settings.device == "auto" and not torch.cuda.is_available():
-        logger.warning("torch sees no CUDA GPU, so the CPU serves; say device = cuda where that must not be")
+    if not torch.cuda.is_available():
+        if settings.device.startswith("cuda"):  # not the settings' fault: a driver may come up after us
+            raise ServerFault(f"device is {settings.device}, torch sees no CUDA GPU; is its driver up (nvidia-smi)?")
+        if settings.device == "auto":
+            logger.warning("torch sees no CUDA GPU, so the CPU serves; say device = cuda where that must not be")
     precision = parse_precision(settings.precision)
     load = VllmBackbone.load if settings.engine == "vllm" else LlamaBackbone.load
     backbone = load(bundle, precision, settings.device, settings.decode, capacity=settings.max_batch)

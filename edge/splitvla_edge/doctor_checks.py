@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from PIL import Image as PilImage
 
 from splitvla_edge.daemon.run import RunSettings
 from splitvla_edge.encoding.encoder import OnnxEncoder, encoders_of
@@ -241,7 +242,8 @@ def check_action(patient: Patient) -> Finding:
     chunks = []
     for step in range(_ACT_RUNS + 1):
         policy.handshake(_CONNECT_S)
-        image = noise.integers(0, 256, (480, 640, 3), np.uint8)
+        coarse = noise.integers(0, 256, (12, 16, 3), np.uint8)  # smooth, as pictures are: a codec carries no noise
+        image = np.asarray(PilImage.fromarray(coarse).resize((640, 480)))
         observation = Observation(step, (image,), INSTRUCTIONS[0], patient.clock())
         chunks.append(policy.act(observation, deadline_s=_ACT_DEADLINE_S))
     patient.acts = True
@@ -251,7 +253,7 @@ def check_action(patient: Patient) -> Finding:
     rate = size * 8 / max(network_ms, 1e-3) / 1e3
     found = (
         f"{total_ms:.0f} ms of {budget_ms:.0f}, without a draft, as a key frame; {size:,} B of "
-        f"{patient.rungs[0].name} in {network_ms:.1f} ms: {rate:.0f} Mbit/s, round trip included"
+        f"{policy.sent_as} in {network_ms:.1f} ms: {rate:.0f} Mbit/s, round trip included"
     )
     return Finding(total_ms < budget_ms, found, (("action_ms", total_ms), ("link_mbit_s", rate)))
 

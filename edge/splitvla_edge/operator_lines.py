@@ -9,14 +9,15 @@ import threading
 from collections.abc import Callable
 from typing import TextIO
 
+_WHO = "splitvla-edge: "
 _QUEUE_LINES = 64
 _LOOK_S = 0.5  # between looks for a line of its own
 
 
-def say(text: str, stream: TextIO | None = None) -> None:
+def say(text: str, stream: TextIO | None = None, prefix: str = _WHO) -> None:
     """Print a line, to standard error where no stream is named; may wait, never raises when nobody can be told."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
-        print(f"splitvla-edge: {text}", file=sys.stderr if stream is None else stream, flush=True)
+        print(f"{prefix}{text}", file=sys.stderr if stream is None else stream, flush=True)
 
 
 class Printer:
@@ -25,8 +26,10 @@ class Printer:
     look: asked now and then, while nothing is queued, for a line about whoever can say none himself.
     """
 
-    def __init__(self, stream: TextIO | None = None, look: Callable[[], str | None] | None = None) -> None:
-        self._stream, self._look = stream, look
+    def __init__(
+        self, stream: TextIO | None = None, look: Callable[[], str | None] | None = None, prefix: str = _WHO
+    ) -> None:
+        self._stream, self._look, self._prefix = stream, look, prefix
         self._queue: queue.Queue[str | None] = queue.Queue(_QUEUE_LINES)
         self._thread = threading.Thread(target=self._print, name="operator's lines", daemon=True)
         self._thread.start()
@@ -43,7 +46,7 @@ class Printer:
 
     def _print(self) -> None:
         while (text := self._next()) is not None:
-            say(text, self._stream)
+            say(text, self._stream, self._prefix)
 
     def _next(self) -> str | None:
         """The next line; None at the end."""

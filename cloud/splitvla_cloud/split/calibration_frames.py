@@ -15,7 +15,6 @@ from splitvla_shared.preprocess.images import to_square
 from splitvla_shared.spec import Resize
 
 BUILT_IN = 8
-MOST = 32  # frames of a folder that are used, evenly spaced; more change little and cost seconds each
 
 
 def calibration_frames(folder: Path | None, size: int, square: Callable[[Image], Image] | None = None) -> list[Image]:
@@ -28,9 +27,7 @@ def calibration_frames(folder: Path | None, size: int, square: Callable[[Image],
     square = square or partial(to_square, size=size, resize=Resize.NAIVE)
     if folder is None:
         return [_scene(index, size) for index in range(BUILT_IN)]
-    files = image_files(folder)
-    chosen = np.linspace(0, len(files) - 1, min(len(files), MOST)).round().astype(int)
-    return [square(read_image(files[index])) for index in chosen]
+    return [square(read_image(file)) for file in image_files(folder)]
 
 
 def _scene(index: int, size: int) -> Image:

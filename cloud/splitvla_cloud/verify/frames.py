@@ -39,7 +39,7 @@ def built_in_frames() -> list[NamedFrame]:
 
 
 def read_frames(folder: Path) -> list[NamedFrame]:
-    """Every image file of the folder and of those in it. Raises ObservationError when one can't be read, or none is."""
+    """Up to 32 of the folder and of those in it. Raises ObservationError when one can't be read, or none is."""
     return [NamedFrame(str(file.relative_to(folder)), read_image(file)) for file in image_files(folder)]
 
 

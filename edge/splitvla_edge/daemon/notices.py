@@ -22,18 +22,18 @@ class Story:
     def __init__(self) -> None:
         self._state, self._miss = State.INIT.value, ""
         self._faults: set[str] = set()
-        self._fault_at = self._waits_since = 0.0
-        self._waits_for = ""
-        self._told_why = False
+        self._fault_at = self._missed_at = self._t = 0.0
+        self._waited: dict[str, float] = {}
 
     def line(self, record: StepRecord) -> str | None:
         """A line for a stop, for what is new of the robot's faults, of misses or of a wait in INIT; None otherwise."""
         before, self._state = self._state, record.state
+        passed_s, self._t = record.t - self._t, record.t
         of_robot = self._of_robot(record)
         if record.state == State.SAFE_STOP.value != before:
             why = f"{record.cause}: {record.detail}" if record.detail else record.cause
             return f"SAFE_STOP, {why}; SIGUSR1 resets, SIGTERM ends the run"
-        return of_robot or self._of_answers(record) or self._of_waiting(record)
+        return of_robot or self._of_answers(record) or self._of_waiting(record, passed_s)
 
     def _of_robot(self, record: StepRecord) -> str | None:
         """Each kind of fault, whatever numbers it names, and that there has been none for a while."""
@@ -51,22 +51,28 @@ class Story:
 
     def _of_answers(self, record: StepRecord) -> str | None:
         """A new kind of miss, and the first answer after one."""
+        if record.miss:
+            self._missed_at = record.t
         if record.miss and record.miss != self._miss:
             self._miss = record.miss
-            return f"{record.state}, {record.detail or record.miss.lower()}"
+            why = "" if record.fault else record.detail  # which is then the robot's
+            return f"{record.state}, {why or record.miss.lower()}"
         if record.stages is not None and self._miss:
             self._miss = ""
             return f"{record.state}, answers come again"
         return None
 
-    def _of_waiting(self, record: StepRecord) -> str | None:
-        """Why it has not left INIT for a while, where no other line has said it."""
-        waits_for = record.cause if record.state == State.INIT.value else ""
-        if waits_for != self._waits_for:
-            self._waits_for, self._waits_since, self._told_why = waits_for, record.t, False
-        if not waits_for or self._told_why or self._miss or self._faults or record.t - self._waits_since < _WAITED_S:
+    def _of_waiting(self, record: StepRecord, passed_s: float) -> str | None:
+        """Each cause that has kept it in INIT for a while in all, where no other line says why."""
+        if record.state != State.INIT.value:
+            self._waited.clear()
             return None
-        self._told_why = True
+        before_s = self._waited.get(record.cause, 0.0)
+        if before_s >= _WAITED_S or self._faults or (self._miss and record.t - self._missed_at < _WAITED_S):
+            return None
+        self._waited[record.cause] = before_s + passed_s
+        if before_s + passed_s < _WAITED_S:
+            return None
         return f"still in INIT, {record.cause}: {record.detail}" if record.detail else f"still in INIT, {record.cause}"
 
 

@@ -71,7 +71,7 @@ class StepRecord(NamedTuple):
     @classmethod
     def from_json(cls, line: str | bytes) -> StepRecord:
         """Read what `to_json` wrote. Raises ValueError, KeyError or TypeError on anything else."""
-        data = json.loads(line)
+        data = {"fault": "", **json.loads(line)}  # of which older logs know nothing
         values = {name: data[name] for name in cls._fields}
         values["command"] = tuple(values["command"])
         if values["stages"] is not None:

@@ -88,7 +88,10 @@ class GrpcLink:
             reply = self._heard(lambda: line.health.Check(check, timeout=timeout_s))
         except grpc.RpcError as error:
             raise self._failure(error, "health") from error
-        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
+        names = health_pb2.HealthCheckResponse.ServingStatus
+        if reply.status not in names.values():  # the field is open: a peer may send any number
+            raise ServerFault(f"health: {self.address} says status {reply.status}; is it a splitvla server?")
+        return str(names.Name(reply.status))
 
     def infer(self, request: InferCall, deadline_s: float) -> Reply:
         """Send one observation and wait for its action, at most `deadline_s`; on expiry the call is cancelled.

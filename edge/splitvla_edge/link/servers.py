@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -153,12 +154,14 @@ class ServerPool:
 
     def _hedged(self, first: _Server, second: _Server, request: InferCall, deadline_s: float, after_s: float) -> Reply:
         ended: queue.SimpleQueue[Future[Reply]] = queue.SimpleQueue()
+        until = self._clock() + deadline_s
         calls = [self._begin(first, request, deadline_s, ended)]
         try:
             try:
                 finished = ended.get(timeout=after_s)
             except queue.Empty:
-                calls.append(self._begin(second, request, deadline_s - after_s, ended))
+                with suppress(LinkError):  # no time is left for a second one: the first may have its answer by now
+                    calls.append(self._begin(second, request, until - self._clock(), ended))
                 finished = ended.get()
             if len(calls) == 2 and not _has_action(finished):
                 other = ended.get()  # it may still answer
@@ -261,10 +264,11 @@ class ServerPool:
 
 
 def _serves(link: ServerLink, timeout_s: float) -> bool:
+    """Does nothing speak against it? Who has just described itself and is slow to say more is on a long path."""
     try:
-        return timeout_s > 0 and link.health(timeout_s) == "SERVING"
+        return timeout_s <= 0 or link.health(timeout_s) == "SERVING"
     except LinkError:
-        return False
+        return True
 
 
 def _has_action(call: Future[Reply]) -> bool:

@@ -35,7 +35,7 @@ def serve_policy(settings: PolicyServerSettings, out: TextIO = sys.stdout, err: 
 
     with contextlib.ExitStack() as stack:
         # A terminal that hangs or is gone costs no action: lines are printed on threads of their own.
-        told, ready = Printer(err), Printer(out)
+        told, ready = Printer(err), Printer(out, prefix="")
         stack.callback(told.close)
         stack.callback(ready.close)
         listener = stack.enter_context(bind(settings.listen))

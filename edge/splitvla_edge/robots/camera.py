@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from splitvla_edge.robots.base import Frame
 from splitvla_edge.robots.frame_guard import FrameGuard
 from splitvla_shared.errors import ConfigError, RobotError
+from splitvla_shared.texts import one_line
 
 _REOPEN_S = 0.5
 _GLITCH_S = 0.2  # a black frame now and then is a glitch; without a good one for so long, it is a fault
@@ -110,7 +111,8 @@ class LiveCamera:
                     with suppress(Exception):  # of a device that is gone already; `read` has said why
                         capture.release()
         except Exception as error:  # a user's own capture raises what it likes, and the next one may do better
-            raise RobotError(f"{device} raised {type(error).__name__}: {error}; it is opened again") from error
+            said = f"{type(error).__name__}: {one_line(str(error))}"
+            raise RobotError(f"{device} raised {said}; it is opened again") from error
         raise RobotError(f"{device} gives no frames; is it plugged in and free?")
 
     def _grab_until_it_fails(self, capture: Capture) -> None:

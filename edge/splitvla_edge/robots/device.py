@@ -16,6 +16,7 @@ from splitvla_edge.fallback import Command
 from splitvla_edge.robots.action_space import ActionSpace
 from splitvla_edge.robots.base import Camera, Frame, Robot, RobotState
 from splitvla_shared.errors import RobotError, SplitVLAError
+from splitvla_shared.texts import one_line
 
 _INDICES = 2**63  # a message to the control process has room for twice as many
 
@@ -136,4 +137,4 @@ def faults(name: str, call: str, kept: type[SplitVLAError] = RobotError) -> Iter
     except kept:
         raise
     except Exception as error:  # a driver's own: its kind is all that we know of it
-        raise RobotError(f"robot {name}: {call} raised {type(error).__name__}: {error}") from error
+        raise RobotError(f"robot {name}: {call} raised {type(error).__name__}: {one_line(str(error))}") from error
