@@ -62,7 +62,9 @@ def test_episodes_are_run_to_their_end_and_recorded(tiny_bundles: Path, server: 
     pictures = {int(path.stem) for path in (tmp_path / "run" / PICTURES).glob("*.jpg")}
     actions = {record.tick for record in records if record.state == "NOMINAL"}
     executed = sum(each.motions for each in episodes)
-    assert 0 < executed <= len(actions & pictures)
+    assert 0 < executed <= len(actions)
+    assert pictures & actions, "of overtaken ones there is none"
+    assert pictures <= {record.tick for record in records}
 
 
 @needs_world
