@@ -161,7 +161,8 @@ class ServerPool:
                 finished = ended.get(timeout=after_s)
             except queue.Empty:
                 with suppress(LinkError):  # no time is left for a second one: the first may have its answer by now
-                    calls.append(self._begin(second, request, until - self._clock(), ended))
+                    left_s = min(deadline_s - after_s, until - self._clock())
+                    calls.append(self._begin(second, request, left_s, ended))
                 finished = ended.get()
             if len(calls) == 2 and not _has_action(finished):
                 other = ended.get()  # it may still answer
