@@ -1,7 +1,10 @@
-"""A ModelSpec for tests: OpenVLA's shape of things, with what a test wants changed."""
+"""What bundles say of themselves, for tests: OpenVLA's shape of things, with what a test wants changed."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 from splitvla_shared.spec import ModelSpec, Resize
@@ -27,3 +30,13 @@ def make_spec(**changes: Any) -> ModelSpec:
         "max_cameras": 1,
     }
     return ModelSpec(**(fields | changes)).sealed()
+
+
+def stored_as(precision: str, bundles: Path, copy: Path) -> Path:
+    """A copy of both halves whose manifest says that the backbone is stored in that precision."""
+    shutil.copytree(bundles, copy)
+    manifest = copy / "cloud" / "spec.json"
+    stored = json.loads(manifest.read_text())
+    stored["extra"]["precision"] = precision
+    manifest.write_text(json.dumps(stored))
+    return copy

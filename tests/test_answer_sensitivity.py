@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ from splitvla_edge.calibrate.command import CalibrateRequest, calibrate
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.codec.bundled import read_tables
 from splitvla_shared.codec.sensitivity import load_sensitivity
+from tests.specs import stored_as
 from tests.test_calibration_frames import CLIP, write_images
 
 DIM, PATCHES, ANSWER = 4, 9, 3
@@ -125,11 +125,7 @@ def test_a_device_that_is_not_here_is_named_before_any_frame_is_embedded(
 def test_a_backbone_that_is_stored_quantised_is_named_with_the_remedy(
     tiny_bundles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundles = Path(shutil.copytree(tiny_bundles, tmp_path / "bundles"))
-    manifest = bundles / "cloud" / "spec.json"
-    stored = json.loads(manifest.read_text())
-    stored["extra"]["precision"] = "int8"
-    manifest.write_text(json.dumps(stored))
+    bundles = stored_as("int8", tiny_bundles, tmp_path / "bundles")
     images = write_images(tmp_path / "images", 2)
     command = ["measure-sensitivity", "--bundles", str(bundles), "--frames", str(images), "--instruction", "go"]
     assert main(command) == 2

@@ -245,12 +245,17 @@ def test_a_pickle_is_refused_with_the_way_out(checkpoint: Path, name: str) -> No
         Checkpoint.open(checkpoint)
 
 
+@pytest.fixture
+def oft(tmp_path: Path) -> Path:
+    """The folder of a training run, around its adapter's."""
+    (tmp_path / "oft" / "lora_adapter").mkdir(parents=True)
+    return tmp_path / "oft"
+
+
 @pytest.mark.parametrize("part", ["action_head--150000_checkpoint.pt", "proprio_projector--150000_checkpoint.pt"])
 def test_a_fine_tune_with_an_action_head_is_refused_although_its_weights_look_like_any_other_s(
-    checkpoint: Path, tmp_path: Path, part: str
+    checkpoint: Path, oft: Path, part: str
 ) -> None:
-    oft = tmp_path / "oft"
-    (oft / "lora_adapter").mkdir(parents=True)
     (oft / part).touch()
     with pytest.raises(CheckpointError, match=rf"oft holds an OpenVLA-OFT fine-tune \({part}\)"):
         Checkpoint.open(checkpoint, adapter=oft / "lora_adapter")
@@ -261,11 +266,9 @@ def test_a_fine_tune_with_an_action_head_is_refused_although_its_weights_look_li
 
 @pytest.mark.parametrize("name", ["NUM_ACTIONS_CHUNK", "_regression_or_discrete_prediction"])
 def test_a_fine_tune_in_parallel_decoding_without_a_head_is_known_by_its_code(
-    checkpoint: Path, tmp_path: Path, name: str
+    checkpoint: Path, oft: Path, name: str
 ) -> None:
     """The discrete variant saves no part: its weights are those of any OpenVLA, and only its code file differs."""
-    oft = tmp_path / "oft"
-    (oft / "lora_adapter").mkdir(parents=True)
     (oft / "modeling_prismatic.py").write_text(f"class OpenVLAForActionPrediction:\n    x = {name}\n")
     with pytest.raises(CheckpointError, match=r"oft holds an OpenVLA-OFT fine-tune \(modeling_prismatic.py\)"):
         Checkpoint.open(checkpoint, adapter=oft / "lora_adapter")

@@ -28,6 +28,7 @@ from splitvla_cloud.verify.unsplit import UnsplitBackbone, square
 from splitvla_shared.errors import BundleError, ConfigError, ObservationError
 from splitvla_shared.preprocess.images import to_square
 from splitvla_shared.spec import Resize
+from tests.specs import stored_as
 
 STAGES = [
     *("bundles", "pixels", "tower featurizer", "tower fused_featurizer", "projected"),
@@ -200,11 +201,7 @@ def test_wrong_options_are_named_before_any_model_runs(
     options: list[str],
     reason: str,
 ) -> None:
-    bundles = Path(shutil.copytree(tiny_bundles, tmp_path / "bundles"))
-    manifest = bundles / "cloud" / "spec.json"
-    stored = json.loads(manifest.read_text())
-    stored["extra"]["precision"] = "nf4"
-    manifest.write_text(json.dumps(stored))
+    bundles = stored_as("nf4", tiny_bundles, tmp_path / "bundles")
 
     def run(*given: object) -> None:
         raise AssertionError("a model ran first")

@@ -31,8 +31,7 @@ class Story:
         passed_s, self._t = record.t - self._t, record.t
         of_robot = self._of_robot(record)
         if record.state == State.SAFE_STOP.value != before:
-            why = f"{record.cause}: {record.detail}" if record.detail else record.cause
-            return f"SAFE_STOP, {why}; SIGUSR1 resets, SIGTERM ends the run"
+            return f"SAFE_STOP, {_why(record)}; SIGUSR1 resets, SIGTERM ends the run"
         return of_robot or self._of_answers(record) or self._of_waiting(record, passed_s)
 
     def _of_robot(self, record: StepRecord) -> str | None:
@@ -73,7 +72,11 @@ class Story:
         self._waited[record.cause] = before_s + passed_s
         if before_s + passed_s < _WAITED_S:
             return None
-        return f"still in INIT, {record.cause}: {record.detail}" if record.detail else f"still in INIT, {record.cause}"
+        return f"still in INIT, {_why(record)}"
+
+
+def _why(record: StepRecord) -> str:
+    return f"{record.cause}: {record.detail}" if record.detail else record.cause
 
 
 class Notices:
