@@ -116,3 +116,17 @@ def test_no_row_stands_twice_in_a_table_of_the_results() -> None:
         else:
             seen.add(line)
     assert not twice
+
+
+def test_every_file_that_the_documents_name_is_there() -> None:
+    """A page may leave out the folders that its context gives."""
+    not_ours = {"deploy.py", "finetune.py", "modeling_prismatic.py", "my_arm.py"}
+    tracked = [
+        f"/{path.relative_to(ROOT)}"
+        for top in ("shared", "edge", "cloud", "benchmarks", "tests")
+        for path in (ROOT / top).rglob("*.py")
+    ]
+    for document in [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]:
+        for name in re.findall(r"`(?:shared:)?([\w/]+\.py)`", document.read_text(encoding="utf-8")):
+            there = name in not_ours or any(path.endswith(f"/{name}") for path in tracked)
+            assert there, f"{document.name} names {name}"
