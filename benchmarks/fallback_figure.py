@@ -6,6 +6,7 @@ to SAFE_STOP and INIT from everywhere: both are said in a line under the figure.
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections import defaultdict
 from pathlib import Path
@@ -131,6 +132,7 @@ def _escape(text: str) -> str:
 
 
 def main() -> int:
+    argparse.ArgumentParser(prog="python -m benchmarks.fallback_figure", description=__doc__).parse_args()
     FIGURE.write_text(draw(), encoding="utf-8")
     print(f"{FIGURE.name}:")
     for line in legend():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 from statistics import quantiles
 
@@ -66,6 +67,7 @@ def recoveries(chunk_length: int, n: int = 200) -> list[float]:
 
 def main() -> int:
     """Print the table."""
+    argparse.ArgumentParser(prog="python -m benchmarks.fallback_known", description=__doc__).parse_args()
     print(
         heading(
             "The fallback machine on simulated time",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import tempfile
 import time
@@ -79,6 +80,7 @@ def _record(machine: FallbackMachine, now: float, command: Command) -> StepRecor
 
 
 def main() -> int:
+    argparse.ArgumentParser(prog="python -m benchmarks.fallback_overhead", description=__doc__).parse_args()
     history = inputs_of_a_run()
     times = measure(history)
     print(

@@ -6,6 +6,7 @@ is a guard that nothing holds in place: it is printed, and the exit code is 1.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -176,10 +177,18 @@ def survives(mutant: Mutant) -> bool:
 
 
 def main() -> int:
-    """Try all mutants; a name as argument tries those whose name holds it."""
-    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    """Print how each mutant fared. Exit status: 1 where one survived, 2 where no name matches."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.mutate_guards",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("wanted", nargs="?", default="", metavar="NAME", help="only guards whose name holds this (all)")
+    wanted = parser.parse_args().wanted
     mutants = [*guard_mutants((ROOT / PACKAGE / "guards.py").read_text(encoding="utf-8")), *INNER]
     mutants = [mutant for mutant in mutants if wanted in mutant.name]
+    if not mutants:
+        parser.error(f"no guard's name holds {wanted!r}; they are named in {PACKAGE / 'guards.py'} and in this file")
     survivors = []
     with ThreadPoolExecutor(max_workers=2) as pool:
         for mutant, survived in zip(mutants, pool.map(survives, mutants), strict=True):
