@@ -67,6 +67,18 @@ def tiny_bundles(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
+def calibrated_bundles(tiny_bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundles, both calibrated with a recorded clip."""
+    from splitvla_edge.calibrate.command import CalibrateRequest, calibrate
+    from tests.test_calibration_frames import CLIP
+
+    out = Path(shutil.copytree(tiny_bundles, tmp_path_factory.mktemp("calibrated") / "bundles"))
+    request = CalibrateRequest(out / "edge", (CLIP,), out / "cloud", columns=64, most_frames=32, threads=1)
+    calibrate(request, lambda stage, done, total: None)
+    return out
+
+
+@pytest.fixture(scope="session")
 def reference_bundles(reference_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with edge/ and cloud/, split from the reference checkpoint."""
     from splitvla_cloud.split import split

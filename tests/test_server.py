@@ -293,7 +293,7 @@ def real_request(bundle: Bundle, sequence: int) -> pb.InferRequest:
 
 def test_sigterm_lets_robots_leave_and_then_ends_the_process(tiny_bundles: Path) -> None:
     bundle = open_bundle(tiny_bundles / "cloud", "cloud")
-    with server_process(bundle.path, drain_s=1.0) as (process, address), grpc.insecure_channel(address) as channel:
+    with server_process(bundle.path, drain_s=3.0) as (process, address), grpc.insecure_channel(address) as channel:
         stub: Any = InferenceStub(channel)  # type: ignore[no-untyped-call]
         first = stub.Infer(real_request(bundle, 1), timeout=WAIT_S)
         assert (len(first.tokens.ids), first.draining) == (7, False)
