@@ -67,6 +67,28 @@ def tiny_bundles(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
+def variant_bundles(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint split with all three encoders."""
+    from splitvla_cloud.split import split
+    from splitvla_cloud.split.encoder_variants import EncoderOptions
+
+    out = tmp_path_factory.mktemp("bundles") / "variants"
+    split(tiny_checkpoint, out, encoders=EncoderOptions(("fp32", "fp16", "int8")))
+    return out
+
+
+@pytest.fixture(scope="session")
+def trained_bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The benchmarks' trained policy, split."""
+    from benchmarks.closed_loop.trained import trained
+    from splitvla_cloud.split import split
+
+    out = tmp_path_factory.mktemp("bundles") / "trained"
+    split(trained(), out)
+    return out
+
+
+@pytest.fixture(scope="session")
 def calibrated_bundles(tiny_bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundles, both calibrated with a recorded clip."""
     from splitvla_edge.calibrate.command import CalibrateRequest, calibrate

@@ -229,7 +229,13 @@ def test_with_tls_only_a_client_of_our_authority_is_served(bundle: Bundle, certi
         paths: dict[str, Any] = {name: certificates / file for name, file in files.items()}
         settings = ServerSettings(listen="0.0.0.0:0", **paths)
         server = CloudServer(bundle, settings, lambda *_: FakeBackbone())
-        await server.start()
+        try:
+            await server.start()
+            await ask(server)
+        finally:  # a server that goes on would keep a failure from ending
+            await server.stop(0)
+
+    async def ask(server: CloudServer) -> None:
         for key, cert, welcome in (("robot", "robot", True), ("other", "other", False), (None, None, False)):
             pair = (pem(f"{key}.key"), pem(f"{cert}.pem")) if key else (None, None)
             secrets = grpc.ssl_channel_credentials(pem("ca.pem"), *pair)
@@ -241,7 +247,6 @@ def test_with_tls_only_a_client_of_our_authority_is_served(bundle: Bundle, certi
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await stub.Infer(request(), timeout=WAIT_S)
                 assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-        await server.stop(0)
 
     asyncio.run(run())
 
