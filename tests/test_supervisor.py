@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -42,8 +44,8 @@ def supervise() -> Iterator[Supervise]:
     """Makes supervisors of perception, which end whatever becomes of the test. An end that was made already is none."""
     made: list[Supervisor[Message]] = []
 
-    def make(start: Callable[[int], subprocess.Popen[str]], pair: Any = Channel.pair, *, standby: bool = False) -> Any:
-        made.append(Supervisor("perception", pair, start, standby=standby))
+    def make(start: Callable[[int], subprocess.Popen[str]], pair: Any = Channel.pair, **options: Any) -> Any:
+        made.append(Supervisor("perception", pair, start, **options))
         return made[-1]
 
     yield make
@@ -129,6 +131,18 @@ def _until(what: Callable[[], bool]) -> None:
     while not what() and time.monotonic() < until:
         time.sleep(0.01)
     assert what()
+
+
+@pytest.mark.parametrize(("lived_s", "pauses"), [(0.0, ["0.1", "0.2"]), (60.0, ["0.1", "0.1"])])
+def test_the_pause_before_a_restart_grows_only_while_processes_die_young(
+    supervise: Supervise, lived_s: float, pauses: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks = itertools.count(0.0, lived_s)
+    supervisor = supervise(start_script("raise SystemExit(1)"), clock=lambda: next(looks))
+    supervisor.begin()
+    _until(lambda: supervisor.restarts >= 2)
+    supervisor.end()
+    assert re.findall(r"started again in (\S+) s", capsys.readouterr().err)[:2] == pauses
 
 
 def test_an_exit_that_no_restart_can_mend_is_final(supervise: Supervise) -> None:
