@@ -156,6 +156,23 @@ def test_an_exit_that_no_restart_can_mend_is_final(supervise: Supervise) -> None
     supervisor.end()
 
 
+def test_an_end_that_comes_while_the_process_is_being_started_ends_it_too(supervise: Supervise) -> None:
+    begun: list[subprocess.Popen[str]] = []
+
+    def start(fd: int) -> subprocess.Popen[str]:
+        begun.append(start_script("import time; time.sleep(60)")(fd))
+        ending.start()
+        _until(supervisor._ending.is_set)
+        return begun[0]
+
+    supervisor = supervise(start)
+    ending = threading.Thread(target=supervisor.end)
+    supervisor.begin()
+    _until(lambda: bool(begun))
+    assert begun[0].wait(PATIENCE_S) == -signal.SIGKILL
+    ending.join()
+
+
 def test_the_other_end_sees_that_the_daemon_is_gone() -> None:
     """perception must not outlive a control process that was killed: nobody else holds its end of the channel."""
     ours, theirs = Channel.pair()
