@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _READY = re.compile(r"\bready on (\S+:\d+)")
 _LOADED = re.compile(r"\bready on\b|\bwaiting for \S+:\d+")
+_PATIENCE_S = 180.0  # to start and load: torch alone takes a busy machine a minute; one that ends is seen at once
 
 
 class ProcessLost(RuntimeError):  # noqa: N818 - what happened, in one word
@@ -39,11 +40,11 @@ class ModuleProcess:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def wait_ready(self, timeout_s: float = 60.0) -> str:
+    def wait_ready(self, timeout_s: float = _PATIENCE_S) -> str:
         """The address that it serves on. Raises ProcessLost with its output when it does not get there."""
         return self._wait_for(_READY, timeout_s).group(1)
 
-    def wait_loaded(self, timeout_s: float = 60.0) -> None:
+    def wait_loaded(self, timeout_s: float = _PATIENCE_S) -> None:
         """Until the model is warm, though the port may still be another's."""
         self._wait_for(_LOADED, timeout_s)
 
@@ -115,7 +116,9 @@ def free_port() -> int:
         return port
 
 
-def run_command(module: str, arguments: Sequence[str], timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+def run_command(
+    module: str, arguments: Sequence[str], timeout_s: float = _PATIENCE_S
+) -> subprocess.CompletedProcess[str]:
     """`python -m module arguments` to its end, output captured."""
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,40 @@ def tiny_bundles(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
+def variant_bundles(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint split with all three encoders."""
+    from splitvla_cloud.split import split
+    from splitvla_cloud.split.encoder_variants import EncoderOptions
+
+    out = tmp_path_factory.mktemp("bundles") / "variants"
+    split(tiny_checkpoint, out, encoders=EncoderOptions(("fp32", "fp16", "int8")))
+    return out
+
+
+@pytest.fixture(scope="session")
+def trained_bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The benchmarks' trained policy, split."""
+    from benchmarks.closed_loop.trained import trained
+    from splitvla_cloud.split import split
+
+    out = tmp_path_factory.mktemp("bundles") / "trained"
+    split(trained(), out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def calibrated_bundles(tiny_bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundles, both calibrated with a recorded clip."""
+    from splitvla_edge.calibrate.command import CalibrateRequest, calibrate
+    from tests.test_calibration_frames import CLIP
+
+    out = Path(shutil.copytree(tiny_bundles, tmp_path_factory.mktemp("calibrated") / "bundles"))
+    request = CalibrateRequest(out / "edge", (CLIP,), out / "cloud", columns=64, most_frames=32, threads=1)
+    calibrate(request, lambda stage, done, total: None)
+    return out
+
+
+@pytest.fixture(scope="session")
 def reference_bundles(reference_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with edge/ and cloud/, split from the reference checkpoint."""
     from splitvla_cloud.split import split
@@ -72,6 +108,27 @@ def reference_bundles(reference_checkpoint: Path, tmp_path_factory: pytest.TempP
     out = tmp_path_factory.mktemp("bundles") / "reference"
     split(reference_checkpoint, out)
     return out
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Key pairs by openssl: ca.pem signs server.pem (localhost) and robot.pem; other.pem signs only itself."""
+    if shutil.which("openssl") is None:
+        pytest.skip("the openssl program is absent")
+    folder = tmp_path_factory.mktemp("tls")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True, timeout=60)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    for name in ("ca", "other"):
+        openssl("req", "-x509", *key, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}")
+    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    for name in ("server", "robot"):
+        openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        signing = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
+        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signing)
+    return folder
 
 
 @pytest.fixture

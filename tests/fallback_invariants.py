@@ -23,7 +23,6 @@ class Watch:
     last_sequence: int = 0
     last_epoch: int = 1
     settled_at: float = -math.inf
-    moved_at: float = -math.inf
     box: tuple[tuple[float, ...], float] | None = None
     set_point: tuple[float, ...] | None = None
     away_since: float = math.inf

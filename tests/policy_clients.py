@@ -21,7 +21,7 @@ from splitvla_shared.wire import inference_pb2 as pb
 KEY = "widowx_tiny"
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 CALL = {"image": IMAGE, "instruction": "lift the pot", "unnorm_key": KEY}
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0  # as in daemons.py
 
 
 def answer(request: pb.InferRequest, _: grpc.ServicerContext) -> pb.InferReply:

@@ -72,11 +72,25 @@ def test_a_long_run_leaves_two_to_three_minutes_that_need_no_beginning(
     assert all(each.same for each in replayed)
 
 
-def test_another_machine_is_found_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_is_kept_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("splitvla_edge.daemon.black_box._SEGMENT_S", 1.0)
+    monkeypatch.setattr("splitvla_edge.daemon.black_box._SEGMENTS", 100)
+    monkeypatch.setattr("splitvla_edge.daemon.black_box._MAX_BYTES", 10_000)
+    moments = record(monkeypatch, tmp_path, lambda t, size: Way(20.0), 10.0)
+    replayed = list(replay(tmp_path / "black-box-1.bin"))
+    assert 0 < len(replayed) < len(moments) / 2
+    assert all(each.same for each in replayed)
+
+
+def test_another_machine_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     record(monkeypatch, tmp_path, lambda t, size: Way(20.0), 5.0)
     path = tmp_path / "black-box-1.bin"
     path.write_bytes(path.read_bytes().replace(b'"max_age_ms": 300.0', b'"max_age_ms": 90.00'))
     assert not all(each.same for each in replay(path))
+    assert main(["replay-log", str(path)]) == 1
+    assert "DIFFERENT: recorded" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("cut", [4, 12, 300, -7])
@@ -118,6 +132,7 @@ def test_the_command_line_tells_the_story_and_that_nothing_differs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record(monkeypatch, tmp_path, lambda t, size: Way(20.0), 3.0)
+    assert [file.name for file in tmp_path.iterdir()] == ["black-box-1.bin"], "one for a stop, however long it lasts"
     assert main(["replay-log", str(tmp_path / "black-box-1.bin")]) == 0
     told = capsys.readouterr().out
     assert "SAFE_STOP e-stop pressed" in told

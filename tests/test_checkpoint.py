@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.tiny_checkpoint import Sizes, write_tiny_checkpoint
 from splitvla_cloud.split.checkpoint import Checkpoint
 from splitvla_cloud.split.prompt import PROMPT_V01, PROMPT_V02
+from splitvla_cloud.split.tensor_file import read_header
 from splitvla_shared.errors import CheckpointError
 from splitvla_shared.spec import Resize
 
@@ -222,6 +223,20 @@ def test_a_truncated_file_is_named(checkpoint: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=r"model.safetensors has \d+ bytes, its header describes"):
         Checkpoint.open(checkpoint)
+
+
+@pytest.mark.parametrize(("shape", "offsets"), [([4], [0, 8]), ([2], [8, 0]), ([2], [-8, 0]), ([-2], [0, 8])])
+def test_a_tensor_that_would_reach_into_another_is_named(tmp_path: Path, shape: list[int], offsets: list[int]) -> None:
+    """Or weights would be read from its neighbour's bytes, and nobody would see it."""
+    entries = {
+        "first": {"dtype": "F32", "shape": shape, "data_offsets": offsets},
+        "second": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]},
+    }
+    header = json.dumps(entries).encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(CheckpointError, match=r"first \[.*\] F32 has -?\d+ bytes, expected"):
+        read_header(file)
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from splitvla_cloud.__main__ import main
-from splitvla_edge.calibrate.command import CalibrateRequest, calibrate
 from splitvla_edge.model import read_ladder
 from splitvla_edge.robots.replay import open_source
 from splitvla_shared.bundle import open_bundle
@@ -17,20 +16,12 @@ from splitvla_shared.rungs import read_costs
 from tests.test_calibration_frames import CLIP, write_images
 
 
-@pytest.fixture
-def bundles(tiny_bundles: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_bundles, tmp_path / "bundles"))
-
-
 def test_it_is_written_into_the_ladder_and_the_fingerprint_stays(
-    bundles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    calibrated_bundles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from PIL import Image
 
-    calibrate(
-        CalibrateRequest(bundles / "edge", (CLIP,), bundles / "cloud", columns=64, most_frames=24, threads=1),
-        lambda stage, done, total: None,
-    )
+    bundles = Path(shutil.copytree(calibrated_bundles, tmp_path / "bundles"))
     before = open_bundle(bundles / "edge", "edge")
     assert all(rung.agreement is None for rung in read_ladder(before, Scheme.BF16)[1][1:])
     source = open_source(CLIP)
@@ -52,8 +43,8 @@ def test_it_is_written_into_the_ladder_and_the_fingerprint_stays(
 
 
 def test_halves_without_a_codec_and_a_folder_without_images_are_named(
-    bundles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_bundles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = write_images(tmp_path / "images", 2)
-    assert main(["measure-codec", "--bundles", str(bundles), "--frames", str(images)]) == 3
+    assert main(["measure-codec", "--bundles", str(tiny_bundles), "--frames", str(images)]) == 3
     assert "has no codec; run `splitvla-edge calibrate` first" in capsys.readouterr().err

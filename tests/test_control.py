@@ -11,7 +11,7 @@ import pytest
 
 from splitvla_edge.daemon.channel import Contract, Exhausted, FrameSeen
 from splitvla_edge.daemon.control import ControlLoop
-from splitvla_edge.fallback import Asked, Event, Hint, Miss, Outcome, Ready, State
+from splitvla_edge.fallback import Asked, Command, Event, Hint, LocalChunk, Miss, Outcome, Ready, State, TickInputs
 from splitvla_edge.robots.base import RobotState
 from splitvla_edge.robots.shadow import ShadowRobot
 from splitvla_edge.robots.simulator.memory import FrameMemory
@@ -133,6 +133,17 @@ def test_the_driver_s_stop_is_requested_once_and_again_until_it_succeeds() -> No
     assert rig.robot.calls.count("stop") == 2
 
 
+def test_the_driver_s_stop_is_requested_anew_when_the_robot_was_reset_in_between() -> None:
+    rig = Rig()
+    for stops in (1, 2):
+        rig.robot.state = RobotState(estop=True)
+        assert rig.tick().stop
+        assert rig.robot.calls.count("stop") == stops
+        rig.robot.state = RobotState()
+        rig.loop.requests.reset = True
+        assert not rig.tick().stop
+
+
 def test_the_driver_s_stop_is_requested_although_apply_fails_and_both_faults_are_told() -> None:
     rig = Rig()
     rig.robot.state = RobotState(estop=True)
@@ -170,6 +181,9 @@ def test_a_robot_that_fails_means_hold_and_never_ends_the_loop(fails: str) -> No
     assert "cable" in rig.records[-1].detail
     assert rig.records[-1].fault == rig.records[-1].detail
     assert len(rig.robot.commands) == 3
+    rig.robot.fails = set()
+    rig.tick()
+    assert rig.records[-1].fault == "", "one that is over is not told for ever"
 
 
 def test_who_is_not_ready_is_told() -> None:
@@ -225,6 +239,41 @@ def test_no_answer_to_an_old_episode_s_picture_moves_the_arm_in_the_new_one(held
     assert isinstance(act := process.told[-1], Act)
     assert (act.episode, act.motion) == (1, True)
     memory.close()
+
+
+def test_the_black_box_and_the_machine_see_all_that_a_tick_was_given() -> None:
+    rig = Rig()
+    seen: list[object] = []
+
+    class Box:
+        def before(self, now: float) -> None:
+            seen.append(rig.machine.state)
+
+        def after(self, now: float, inputs: TickInputs, command: Command) -> None:
+            seen.extend((now, inputs, command))
+
+    rig.loop = ControlLoop(rig.machine, rig.robot, rig.peer, rig.records.append, recorder=Box(), clock=lambda: rig.now)
+    local = LocalChunk(1, rig.now, ((0.1, 1.0),), 0.9, 50)
+    command = rig.tick(rig.chunk(1), local)
+    assert command.state is State.NOMINAL
+    state, now, inputs, told = seen
+    assert (state, now, told) == (State.INIT, rig.now, command)
+    assert isinstance(inputs, TickInputs)
+    assert (inputs.local, [reply.sequence for reply in inputs.replies]) == (local, [1])
+
+
+def test_a_slot_that_begins_while_the_pause_is_reckoned_ends_no_run() -> None:
+    """time.sleep refuses a negative pause."""
+    rig = Rig()
+
+    def run_on() -> float:
+        rig.now += 1.5 * DT
+        return rig.now
+
+    rig.loop = ControlLoop(rig.machine, rig.robot, rig.peer, rig.records.append, clock=run_on, sleep=rig.sleep)
+    rig.loop.run(duration_s=20 * DT)
+    assert rig.slept
+    assert min(rig.slept) == 0.0
 
 
 def test_a_perception_process_that_was_started_again_must_say_ready_again() -> None:

@@ -53,13 +53,6 @@ def exact(tiny_bundles: Path) -> Path:
     return tiny_bundles / "edge" / ENCODER_FILES[FP32]
 
 
-@pytest.fixture(scope="module")
-def all_encoders(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("bundles") / "all"
-    split(tiny_checkpoint, out, encoders=EncoderOptions(ALL))
-    return out
-
-
 # --- smoothing --------------------------------------------------------------------------------------------------------
 
 
@@ -215,8 +208,8 @@ def test_parity_figures_are_what_they_say() -> None:
 # --- in the bundle ----------------------------------------------------------------------------------------------------
 
 
-def test_each_variants_parity_stands_in_the_bundle(all_encoders: Path) -> None:
-    bundle = open_bundle(all_encoders / "edge", "edge")
+def test_each_variants_parity_stands_in_the_bundle(variant_bundles: Path) -> None:
+    bundle = open_bundle(variant_bundles / "edge", "edge")
     assert encoders_of(bundle) == ALL
     table = bundle.extra["encoders"]
     assert {name: entry["file"] for name, entry in table.items()} == ENCODER_FILES
@@ -227,8 +220,8 @@ def test_each_variants_parity_stands_in_the_bundle(all_encoders: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", ALL)
-def test_the_robot_runs_every_variant(all_encoders: Path, variant: str, frames: list[Any]) -> None:
-    bundle = open_bundle(all_encoders / "edge", "edge")
+def test_the_robot_runs_every_variant(variant_bundles: Path, variant: str, frames: list[Any]) -> None:
+    bundle = open_bundle(variant_bundles / "edge", "edge")
     encoder = OnnxEncoder(bundle, variant=variant)
     check_encoder(encoder, bundle, variant)
     exact = OnnxEncoder(bundle).embed(frames[0])
@@ -243,11 +236,11 @@ def test_a_bundle_of_one_encoder_says_nothing_of_variants(tiny_bundles: Path) ->
 
 
 def test_a_file_that_the_manifest_does_not_speak_of_is_not_run(
-    tiny_bundles: Path, all_encoders: Path, tmp_path: Path
+    tiny_bundles: Path, variant_bundles: Path, tmp_path: Path
 ) -> None:
 
     edge = Path(shutil.copytree(tiny_bundles / "edge", tmp_path / "edge"))
-    shutil.copy(all_encoders / "edge" / ENCODER_FILES[INT8], edge)
+    shutil.copy(variant_bundles / "edge" / ENCODER_FILES[INT8], edge)
     with pytest.raises(BundleError, match="has no encoder 'int8'"):
         OnnxEncoder(open_bundle(edge, "edge"), variant=INT8)
 
@@ -261,8 +254,8 @@ def test_a_large_backbone_is_not_run_and_the_bundle_says_so(
     assert (entry["token_agreement"], entry["token_agreement_note"]) == (None, "not run: too large")
 
 
-def test_variants_do_not_change_the_fingerprint(all_encoders: Path, tiny_bundles: Path) -> None:
-    assert open_bundle(all_encoders / "edge", "edge").spec == open_bundle(tiny_bundles / "edge", "edge").spec
+def test_variants_do_not_change_the_fingerprint(variant_bundles: Path, tiny_bundles: Path) -> None:
+    assert open_bundle(variant_bundles / "edge", "edge").spec == open_bundle(tiny_bundles / "edge", "edge").spec
 
 
 def test_the_command_takes_names_and_frames(

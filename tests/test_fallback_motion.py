@@ -20,14 +20,6 @@ from splitvla_edge.robots.action_space import ActionSpace, Kind
 from tests.machine_bench import ABSOLUTE, ACTION, ROWS, Bench
 
 
-def test_the_rest_of_a_chunk_is_not_played_on_after_a_hold() -> None:
-    bench = Bench(chunk_length=3)
-    bench.step(bench.reply(actions=(ACTION,) * 3))
-    bench.step(frame_at=None, dt=0.02)
-    early = [bench.reply(captured_at=bench.now, after=0.02) for _ in range(2)]
-    assert bench.step(*early, dt=0.02).state is State.HOLD
-
-
 def test_actions_are_clipped_to_the_limits_of_the_action_space() -> None:
     bench = Bench()
     assert bench.step(bench.reply(actions=((5.0, -7.0, -1.0),))).values == (1.0, -1.0, 0.0)

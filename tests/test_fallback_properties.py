@@ -33,7 +33,7 @@ LADDER = (2_000_000, 1_000_000, 50_000)
 SPACES = tuple(
     ActionSpace(kind, (-0.1, -0.1, 0.0), (0.1, 0.1, 1.0), 2, 0.5, max_speed=(1.0, 1.0, 1.0)) for kind in Kind
 )
-HISTORIES = int(os.environ.get("FALLBACK_HISTORIES", "10000"))  # the mutation check takes fewer
+HISTORIES = int(os.environ.get("FALLBACK_HISTORIES", "2000"))  # CI takes more, the mutation check fewer
 _NAN, _INF = math.nan, math.inf
 _ROWS = ((0.05, -0.02, 1.0), (0.3, -0.3, 0.2), (_NAN, 0.0, 0.0), (0.0, _INF, 0.0), (1e300, 0.0, -1e300), (0.1, 0.2))
 _STEPS = st.integers(1, 12)

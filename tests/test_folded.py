@@ -23,17 +23,6 @@ TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="session")
-def encoders(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An edge bundle with all three encoders."""
-    from splitvla_cloud.split import split
-    from splitvla_cloud.split.encoder_variants import EncoderOptions
-
-    out = tmp_path_factory.mktemp("bundles") / "variants"
-    split(tiny_checkpoint, out, encoders=EncoderOptions(("fp32", "fp16", "int8")))
-    return out / "edge"
-
-
-@pytest.fixture(scope="session")
 def outside(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An edge bundle whose weights lie beside the graph, as those of a large model do."""
     from splitvla_cloud import split as package
@@ -57,8 +46,8 @@ def tables_for(bundle: Bundle) -> CodecTables:
 
 
 @pytest.mark.parametrize("variant", ["fp32", "fp16"])
-def test_the_folded_layer_gives_the_product_of_embedding_and_basis(encoders: Path, variant: str) -> None:
-    bundle = open_bundle(encoders, "edge")
+def test_the_folded_layer_gives_the_product_of_embedding_and_basis(variant_bundles: Path, variant: str) -> None:
+    bundle = open_bundle(variant_bundles / "edge", "edge")
     tables = tables_for(bundle)
     encoder = OnnxEncoder(bundle, 1, variant=variant, tables=tables)
     for image in frames(bundle.spec.image_size, 2):
@@ -69,9 +58,9 @@ def test_the_folded_layer_gives_the_product_of_embedding_and_basis(encoders: Pat
         assert np.linalg.norm(found - expected) < TOLERANCE * np.linalg.norm(expected)
 
 
-def test_an_int8_encoder_has_its_coefficients_from_the_float32_layer(encoders: Path) -> None:
+def test_an_int8_encoder_has_its_coefficients_from_the_float32_layer(variant_bundles: Path) -> None:
     """Which is nearer to the exact encoder's than its own 8-bit layer is."""
-    bundle = open_bundle(encoders, "edge")
+    bundle = open_bundle(variant_bundles / "edge", "edge")
     tables = tables_for(bundle)
     exact = OnnxEncoder(bundle, 1)
     encoder = OnnxEncoder(bundle, 1, variant="int8", tables=tables)
@@ -81,8 +70,8 @@ def test_an_int8_encoder_has_its_coefficients_from_the_float32_layer(encoders: P
 
 
 @pytest.mark.parametrize("variant", ["fp32", "fp16", "int8"])
-def test_the_embedding_is_the_uncut_graphs_bit_for_bit(encoders: Path, variant: str) -> None:
-    bundle = open_bundle(encoders, "edge")
+def test_the_embedding_is_the_uncut_graphs_bit_for_bit(variant_bundles: Path, variant: str) -> None:
+    bundle = open_bundle(variant_bundles / "edge", "edge")
     image = frames(bundle.spec.image_size, 1)[0]
     whole = OnnxEncoder(bundle, 1, variant=variant)
     folded = OnnxEncoder(bundle, 1, variant=variant, tables=tables_for(bundle))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,9 @@ def test_what_is_no_parcel_is_one_line(tmp_path: Path) -> None:
             Parcel.read(file)
     with pytest.raises(BundleError, match=r"nowhere.*no codec parcel"):
         Parcel.read(tmp_path / "nowhere")
+    os.truncate(file, (1 << 30) + 1)
+    with pytest.raises(BundleError, match="too large"):
+        Parcel.read(file)
 
 
 def test_a_parcel_whose_tables_are_not_its_specs_is_refused(tmp_path: Path) -> None:

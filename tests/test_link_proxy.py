@@ -280,13 +280,6 @@ def test_nothing_listening_at_the_far_side_looks_like_a_reset() -> None:
         client.recv(1)
 
 
-def test_new_connections_go_to_a_new_target(echo: Echo) -> None:
-    with LinkProxy(("127.0.0.1", free_port())) as proxy:
-        proxy.retarget(echo.address)
-        with connect(proxy) as client:
-            assert ask(client, b"x") == b"x"
-
-
 def test_the_command_line_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     addresses = ["--listen", "127.0.0.1:0", "--to", "127.0.0.1:1"]
     assert main([*addresses, "--trace", "gone.up"]) == 2

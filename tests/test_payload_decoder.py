@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitvla_cloud.payloads import PayloadDecoder
-from splitvla_cloud.references import ReferenceStore
+from splitvla_cloud.references import MAX_FRAMES, ReferenceStore
 from splitvla_shared import codec
 from splitvla_shared.codec.model import Reference
 from splitvla_shared.codec.transform import Binding, TransformCodec
@@ -79,6 +79,13 @@ def test_frames_that_arrive_in_another_order_are_what_they_were(decoder: Payload
     frames = [robot.frame(1), *(robot.frame(sequence, on=1) for sequence in (2, 3, 4))]
     for index in (0, 3, 1, 2):
         np.testing.assert_array_equal(decoder.decode(frames[index]), robot.patches(index + 1))
+
+
+def test_a_robot_whose_answers_are_lost_builds_on_the_last_frame_that_it_knows_of(decoder: PayloadDecoder) -> None:
+    robot = Robot()
+    decoder.decode(robot.frame(1))
+    for sequence in range(2, 2 * MAX_FRAMES):
+        np.testing.assert_array_equal(decoder.decode(robot.frame(sequence, on=1)), robot.patches(sequence))
 
 
 def test_a_difference_from_a_frame_that_never_came_asks_for_a_key_frame(decoder: PayloadDecoder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -191,10 +192,11 @@ def test_while_the_server_is_away_perception_asks_again_soon_and_now_and_then_pa
 
 @pytest.mark.parametrize("error", [SpecMismatch("embed_dim"), ConfigError("scheme")])
 def test_a_mismatch_at_the_first_handshake_ends_the_process(error: SplitVLAError) -> None:
-    with Rig() as rig:
+    with ThreadPoolExecutor(1) as process, Rig() as rig:
         rig.policy.handshakes = [error]
+        running = process.submit(rig.perception.run)
         with pytest.raises(type(error)):
-            rig.perception.step()
+            running.result(20.0)
 
 
 def test_another_model_on_the_server_is_a_contract_violation_until_it_is_the_old_one_again() -> None:

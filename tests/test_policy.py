@@ -23,6 +23,7 @@ from splitvla_shared.errors import (
     DeadlineMissed,
     EarlyStop,
     ObservationError,
+    ServerFault,
     SpecMismatch,
     Unreachable,
 )
@@ -83,6 +84,16 @@ def test_an_observation_becomes_an_action_in_the_robots_units(policy: EdgePolicy
 def test_tokens_outside_the_bins_are_marked_by_their_index(policy: EdgePolicy, link: FakeLink) -> None:
     link.outcome = Reply(1, tokens=(MIDDLE, 2, MIDDLE, 32000, 31744, 31743, MIDDLE))
     assert policy.act(_observation()).clipped == (1, 3, 5)
+
+
+def test_an_action_that_is_no_number_is_a_fault_and_names_the_statistics(
+    clock: Clock, encoder: FakeEncoder, link: FakeLink
+) -> None:
+    widest = parse_statistics({"huge": {"action": {"q01": [-1.7e308] * 7, "q99": [1.7e308] * 7}}})["huge"]
+    policy = EdgePolicy(EdgeModel(SPEC, widest), encoder, link, clock=clock)
+    policy.handshake()
+    with np.errstate(over="ignore", invalid="ignore"), pytest.raises(ServerFault, match=r"not finite .*'huge'"):
+        policy.act(_observation())
 
 
 def test_the_call_carries_the_square_images_embeddings_in_camera_order(

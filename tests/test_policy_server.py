@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import re
@@ -19,14 +20,16 @@ import json_numpy
 import numpy as np
 import pytest
 import requests
+from starlette.requests import Request
 from websockets.exceptions import InvalidStatus
 
 from benchmarks.processes import ServerProcess
 from splitvla_edge import EdgePolicy
-from splitvla_edge.policy_server.app import MAX_CONNECTIONS, REASON_HEADER
+from splitvla_edge.policy_server.app import MAX_CONNECTIONS, REASON_HEADER, _read_body
 from splitvla_edge.policy_server.numpy_msgpack import pack, unpack
 from splitvla_edge.policy_server.request import MAX_MESSAGE_BYTES
 from splitvla_shared.bundle import open_bundle
+from splitvla_shared.errors import ObservationError
 from splitvla_shared.nouns import Observation, Scheme
 from splitvla_shared.wire import inference_pb2 as pb
 from tests.fake_server import FakeServicer, description, serving
@@ -189,6 +192,19 @@ def test_a_body_over_the_limit_is_an_error_before_it_is_read(address: str) -> No
     assert reply.read() == b'"error"'
     assert "scale the picture down" in (reply.getheader(REASON_HEADER) or "")
     connection.close()
+
+
+def test_a_body_that_does_not_say_how_long_it_is_is_read_to_the_limit_and_no_further() -> None:
+    part, read = 1 << 20, 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal read
+        read += part
+        return {"type": "http.request", "body": bytes(part), "more_body": read < 2 * MAX_MESSAGE_BYTES}
+
+    with pytest.raises(ObservationError, match="scale the picture down"):
+        asyncio.run(_read_body(Request({"type": "http", "method": "POST", "headers": []}, receive)))
+    assert read == MAX_MESSAGE_BYTES + part
 
 
 @pytest.mark.parametrize(

@@ -285,7 +285,6 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
-BASE64 = st.binary(max_size=60).map(lambda data: base64.b64encode(data).decode())
 KEYS = st.sampled_from(["image", "instruction", "unnorm_key", "encoded", "__numpy__", "dtype", "shape"])
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text(max_size=8) | st.binary(),

@@ -28,7 +28,8 @@ from splitvla_cloud.split.streamed_vit import streamed_edge_model
 from splitvla_cloud.split.tensor_file import read_header
 from splitvla_edge.encoding.encoder import OnnxEncoder
 from splitvla_edge.encoding.probe import check_encoder, check_sees, probed
-from splitvla_shared.bundle import Bundle, open_bundle
+from splitvla_edge.policy import EdgePolicy
+from splitvla_shared.bundle import Bundle, open_bundle, write_manifest
 from splitvla_shared.errors import BundleError, ServerFault
 from splitvla_shared.nouns import ActionChunk, Image, Observation
 from splitvla_shared.probe import (
@@ -124,6 +125,14 @@ def test_an_encoder_that_computes_something_else_is_refused(edge: Bundle) -> Non
 
     with pytest.raises(BundleError, match=r"golden probe: the fp32 encoder .* differs .* by .*%, 1% is allowed"):
         probed(Brighter(), edge)
+
+
+def test_a_policy_whose_encoder_is_not_the_one_that_was_split_does_not_open(edge: Bundle, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(edge.path, tmp_path / "edge"))
+    EdgeProbe.of(np.ones((edge.spec.patches, edge.spec.embed_dim), np.float32)).save(folder)
+    write_manifest(folder, "edge", edge.spec, edge.extra)
+    with pytest.raises(BundleError, match="golden probe: the fp32 encoder"):
+        EdgePolicy.open(folder, "localhost:1", unnorm_key="widowx_tiny", threads=1)
 
 
 def test_a_projection_tells_shapes_and_silence_apart() -> None:

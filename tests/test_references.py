@@ -69,6 +69,7 @@ def test_a_thousand_sessions_and_a_frame_sent_twice_leave_memory_flat() -> None:
             store.add(session, 1, frame(1))
         assert store.size <= 50 * BYTES
     assert store.size == 50 * BYTES
+    assert sum(store.get(session, 1, 0) is not None for session in range(1000)) == 50, "the account is the truth"
 
 
 def test_threads_do_not_disturb_each_other_s_account() -> None:

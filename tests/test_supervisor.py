@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -42,8 +44,8 @@ def supervise() -> Iterator[Supervise]:
     """Makes supervisors of perception, which end whatever becomes of the test. An end that was made already is none."""
     made: list[Supervisor[Message]] = []
 
-    def make(start: Callable[[int], subprocess.Popen[str]], pair: Any = Channel.pair, *, standby: bool = False) -> Any:
-        made.append(Supervisor("perception", pair, start, standby=standby))
+    def make(start: Callable[[int], subprocess.Popen[str]], pair: Any = Channel.pair, **options: Any) -> Any:
+        made.append(Supervisor("perception", pair, start, **options))
         return made[-1]
 
     yield make
@@ -131,6 +133,18 @@ def _until(what: Callable[[], bool]) -> None:
     assert what()
 
 
+@pytest.mark.parametrize(("lived_s", "pauses"), [(0.0, ["0.1", "0.2"]), (60.0, ["0.1", "0.1"])])
+def test_the_pause_before_a_restart_grows_only_while_processes_die_young(
+    supervise: Supervise, lived_s: float, pauses: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks = itertools.count(0.0, lived_s)
+    supervisor = supervise(start_script("raise SystemExit(1)"), clock=lambda: next(looks))
+    supervisor.begin()
+    _until(lambda: supervisor.restarts >= 2)
+    supervisor.end()
+    assert re.findall(r"started again in (\S+) s", capsys.readouterr().err)[:2] == pauses
+
+
 def test_an_exit_that_no_restart_can_mend_is_final(supervise: Supervise) -> None:
     told: list[int | None] = []
     supervisor = supervise(start_script("raise SystemExit(3)"))
@@ -140,6 +154,23 @@ def test_an_exit_that_no_restart_can_mend_is_final(supervise: Supervise) -> None
     assert told == [3]
     assert (supervisor.generation, supervisor.restarts) == (1, 0)
     supervisor.end()
+
+
+def test_an_end_that_comes_while_the_process_is_being_started_ends_it_too(supervise: Supervise) -> None:
+    begun: list[subprocess.Popen[str]] = []
+
+    def start(fd: int) -> subprocess.Popen[str]:
+        begun.append(start_script("import time; time.sleep(60)")(fd))
+        ending.start()
+        _until(supervisor._ending.is_set)
+        return begun[0]
+
+    supervisor = supervise(start)
+    ending = threading.Thread(target=supervisor.end)
+    supervisor.begin()
+    _until(lambda: bool(begun))
+    assert begun[0].wait(PATIENCE_S) == -signal.SIGKILL
+    ending.join()
 
 
 def test_the_other_end_sees_that_the_daemon_is_gone() -> None:

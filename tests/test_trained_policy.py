@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.closed_loop.trained import halves, trained
 from benchmarks.end_to_end.trained_policy import weigh_by_answers
 from splitvla_shared.bundle import open_bundle
 from splitvla_shared.codec.sensitivity import load_sensitivity
 
 
-def test_the_answers_weights_fit_the_checkpoint_and_take_the_first_layer_s_place(tmp_path: Path) -> None:
-    with halves(trained()) as split:
-        bundles = Path(shutil.copytree(split, tmp_path / "bundles"))
+def test_the_answers_weights_fit_the_checkpoint_and_take_the_first_layer_s_place(
+    trained_bundles: Path, tmp_path: Path
+) -> None:
+    bundles = Path(shutil.copytree(trained_bundles, tmp_path / "bundles"))
     before = open_bundle(bundles / "edge", "edge")
     first_layer = load_sensitivity(before)
     weigh_by_answers(bundles)

@@ -128,10 +128,6 @@ class LinkProxy:
         """After so many more bytes the connection that carries them ends."""
         self._do(setattr, self._orders[direction], "cut_after_bytes", after_bytes)
 
-    def retarget(self, to: tuple[str, int]) -> None:
-        """New connections go there."""
-        self._do(setattr, self, "_to", to)
-
     def counters(self) -> Counters:
         return self._do(self._count)
 

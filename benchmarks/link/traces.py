@@ -184,17 +184,6 @@ def joined(traces: Sequence[Trace]) -> Trace:
     return Trace(lengths.pop(), np.concatenate([trace.values for trace in traces]))
 
 
-def mahimahi_lines(trace: Trace) -> Iterator[str]:
-    """The same link for mahimahi's own tools: a line for each packet that has room, and one that ends the trace."""
-    packets = int(trace.bytes_by(trace.duration_s * (1 - 1e-12)) / PACKET_BYTES)
-    stamp = 0
-    for packet in range(1, packets + 1):
-        stamp = math.ceil(trace.time_of(packet * PACKET_BYTES) * 1e3 - 1e-6)
-        yield str(stamp)
-    if stamp < round(trace.duration_s * 1e3):
-        yield str(round(trace.duration_s * 1e3))
-
-
 def run_lines(traces: Sequence[Trace], about: str) -> Iterator[str]:
     """A .list file of these traces, which must have slots of 100 ms."""
     yield f"# {about}"
