@@ -21,6 +21,7 @@ from splitvla_edge.fallback import (
     TickInputs,
 )
 from splitvla_edge.fallback.machine import FallbackMachine
+from splitvla_edge.fallback.snapshot import restore, take
 from splitvla_shared.errors import ConfigError
 
 
@@ -70,6 +71,16 @@ def test_a_long_run_leaves_two_to_three_minutes_that_need_no_beginning(
     replayed = list(replay(tmp_path / "black-box-1.bin"))
     assert 120.0 <= replayed[-1].now - replayed[0].now <= 181.0
     assert all(each.same for each in replayed)
+
+
+def test_a_recording_that_begins_in_a_hold_goes_on_with_the_time_that_is_left_of_it() -> None:
+    machine, again = (FallbackMachine(FallbackSettings(), SPACE, 0.05) for _ in range(2))
+    machine.state = State.HOLD
+    machine.hold_time.drain(3.0)
+    machine.local_time.drain(2.0)
+    restore(again, take(machine))
+    assert (again.hold_time.left_s, again.local_time.left_s) == (2.0, 28.0)
+    assert take(again) == take(machine)
 
 
 def test_another_machine_is_found_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
