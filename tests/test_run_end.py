@@ -20,7 +20,7 @@ from splitvla_edge.daemon import run as daemon
 from splitvla_edge.daemon.black_box import BlackBox
 from splitvla_edge.daemon.control import Requests
 from splitvla_edge.daemon.episodes import Episode
-from splitvla_edge.daemon.record import STEPS_FILE, read_steps, run_has_ended, unused, write_run
+from splitvla_edge.daemon.record import STEPS_FILE, make_unused, read_steps, run_has_ended, write_run
 from splitvla_edge.daemon.run import RunSettings, run
 from splitvla_edge.daemon.supervisor import Supervisor, release_subcommand
 from splitvla_edge.fallback import Command, FallbackSettings
@@ -265,9 +265,15 @@ def test_a_folder_that_holds_a_run_is_refused_before_anything_moves(arm: Arm, tm
     with pytest.raises(ConfigError, match=f"{tmp_path} holds a run already; name another folder or remove it"):
         run(settings(tmp_path))
     assert (arm.applied, (tmp_path / STEPS_FILE).read_bytes()) == (0, kept)
-    assert unused(tmp_path / "new") == tmp_path / "new"
-    write_run(tmp_path.with_name(f"{tmp_path.name}-2"), {})
-    assert unused(tmp_path).name == f"{tmp_path.name}-3"
+
+
+def test_runs_that_begin_in_the_same_second_have_a_folder_each(tmp_path: Path) -> None:
+    assert [make_unused(tmp_path / "runs" / "now").name for _ in range(3)] == ["now", "now-2", "now-3"]
+    (tmp_path / "file").write_text("")
+    (tmp_path / "unmounted").symlink_to(tmp_path / "disk")
+    for name in ("file", "unmounted"):
+        with pytest.raises(ConfigError, match="can't be made"):
+            make_unused(tmp_path / name / "now")
 
 
 def test_a_folder_that_can_t_be_written_is_found_out_before_anything_moves_and_the_robot_is_closed(

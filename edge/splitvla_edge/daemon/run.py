@@ -23,9 +23,9 @@ from splitvla_edge.daemon.record import (
     LineWriter,
     StepRecord,
     holds_run,
+    make_unused,
     read_steps,
     summarise,
-    unused,
     write_run,
 )
 from splitvla_edge.daemon.supervisor import Supervisor, release_subcommand, start_subcommand
@@ -138,8 +138,8 @@ class _Outcome:
 
 
 def new_run_dir() -> Path:
-    """runs/<time>, where a run without a folder of its own goes."""
-    return unused(Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
+    """runs/<time>, made here, where a run without a folder of its own goes. Raises ConfigError."""
+    return make_unused(Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
 
 
 def run(settings: RunSettings) -> int:
