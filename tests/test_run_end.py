@@ -182,6 +182,17 @@ def test_a_bug_stops_the_robot_and_says_where_the_log_is_and_what_it_was(
         assert (about["ended"], about["state"]) == (True, "SAFE_STOP")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGQUIT])
+def test_every_way_to_break_off_a_run_but_a_kill_ends_it_with_the_robot_s_stop(
+    arm: Arm, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Ctrl-Z, of the terminal, would freeze the process that ticks, and Ctrl-\\ end it, with the arm on its way."""
+    arm.estop = False
+    arm.reads = lambda: os.kill(os.getpid(), number)
+    assert run(settings(tmp_path, duration_s=PATIENCE_S)) == 0
+    assert (arm.applied, arm.stops) == (3, 1)
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1])
 def test_a_second_signal_does_not_keep_the_run_from_its_end(arm: Arm, tmp_path: Path, number: signal.Signals) -> None:
     """A lost session says so twice: the shell tells its jobs, and the kernel those in the foreground."""
