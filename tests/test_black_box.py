@@ -101,6 +101,16 @@ def test_a_file_that_is_not_whole_is_refused(monkeypatch: pytest.MonkeyPatch, tm
         list(replay(tmp_path / "none.bin"))
 
 
+def test_a_file_that_was_changed_is_refused_whatever_the_machine_does_on_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    record(monkeypatch, tmp_path, lambda t, size: Way(20.0), 3.0)
+    path = tmp_path / "black-box-1.bin"
+    path.write_bytes(path.read_bytes().replace(b'"chunk": null', b'"chunk": 1234'))
+    with pytest.raises(ConfigError, match="damaged: AttributeError"):
+        list(replay(path))
+
+
 def test_a_folder_that_refuses_the_file_costs_the_file_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     machine = FallbackMachine(FallbackSettings(), SPACE, 0.05)
     box = BlackBox(machine, tmp_path / "missing")
