@@ -20,7 +20,7 @@ from splitvla_edge.daemon import run as daemon
 from splitvla_edge.daemon.black_box import BlackBox
 from splitvla_edge.daemon.control import Requests
 from splitvla_edge.daemon.episodes import Episode
-from splitvla_edge.daemon.record import STEPS_FILE, make_unused, read_steps, run_has_ended, write_run
+from splitvla_edge.daemon.record import STEPS_FILE, read_steps, run_has_ended, write_run
 from splitvla_edge.daemon.run import RunSettings, run
 from splitvla_edge.daemon.supervisor import Supervisor, release_subcommand
 from splitvla_edge.fallback import Command, FallbackSettings
@@ -186,7 +186,6 @@ def test_a_bug_stops_the_robot_and_says_where_the_log_is_and_what_it_was(
 def test_every_way_to_break_off_a_run_but_a_kill_ends_it_with_the_robot_s_stop(
     arm: Arm, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """Ctrl-Z, of the terminal, would freeze the process that ticks, and Ctrl-\\ end it, with the arm on its way."""
     arm.estop = False
     arm.reads = lambda: os.kill(os.getpid(), number)
     assert run(settings(tmp_path, duration_s=PATIENCE_S)) == 0
@@ -276,15 +275,6 @@ def test_a_folder_that_holds_a_run_is_refused_before_anything_moves(arm: Arm, tm
     with pytest.raises(ConfigError, match=f"{tmp_path} holds a run already; name another folder or remove it"):
         run(settings(tmp_path))
     assert (arm.applied, (tmp_path / STEPS_FILE).read_bytes()) == (0, kept)
-
-
-def test_runs_that_begin_in_the_same_second_have_a_folder_each(tmp_path: Path) -> None:
-    assert [make_unused(tmp_path / "runs" / "now").name for _ in range(3)] == ["now", "now-2", "now-3"]
-    (tmp_path / "file").write_text("")
-    (tmp_path / "unmounted").symlink_to(tmp_path / "disk")
-    for name in ("file", "unmounted"):
-        with pytest.raises(ConfigError, match="can't be made"):
-            make_unused(tmp_path / name / "now")
 
 
 def test_a_folder_that_can_t_be_written_is_found_out_before_anything_moves_and_the_robot_is_closed(
