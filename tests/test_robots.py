@@ -238,6 +238,19 @@ def test_a_frame_that_shows_nothing_is_never_the_newest_and_soon_a_fault(
         camera.close()
 
 
+def test_a_camera_whose_driver_does_not_return_says_so() -> None:
+    device = Pictures([SCENE])
+    camera = LiveCamera(CameraSettings(), open_capture=lambda _: device, clock=lambda: device.now)
+    try:
+        assert device.all_read.wait(5.0)
+        assert camera.latest(device.now + 1.9) is not None
+        with pytest.raises(RobotError, match=r"camera 0 has given no picture for 2\.1 s; where its driver hangs"):
+            camera.latest(device.now + 2.1)
+    finally:
+        device.unplugged.set()
+        camera.close()
+
+
 class Odd:
     """A device that raises, or gives something that is no picture, where it is told to; released it raises too."""
 

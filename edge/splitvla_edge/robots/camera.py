@@ -20,6 +20,7 @@ from splitvla_shared.errors import ConfigError, RobotError
 from splitvla_shared.texts import one_line
 
 _REOPEN_S = 0.5
+_SILENT_S = 2.0  # every device gives more than one picture in this time
 _GLITCH_S = 0.2  # a black frame now and then is a glitch; without a good one for so long, it is a fault
 
 
@@ -79,10 +80,16 @@ class LiveCamera:
             return None if self._frame is None else (self._frame.captured_at, self._frame.index)
 
     def latest(self, now: float) -> Frame | None:
-        """Raises RobotError while the device is away or shows nothing."""
+        """Raises RobotError while the device is away or shows nothing, or when its driver does not return."""
         with self._lock:
             if self._fault:
                 raise RobotError(self._fault)
+            silent_s = 0.0 if self._frame is None else now - self._frame.captured_at
+            if silent_s > _SILENT_S:
+                raise RobotError(
+                    f"camera {self._settings.device} has given no picture for {silent_s:.1f} s; where its driver "
+                    "hangs, only another run opens it again"
+                )
             return self._frame
 
     def exhausted(self, now: float) -> bool:
