@@ -22,13 +22,13 @@ from splitvla_shared.errors import SplitVLAError
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run-dir", type=Path, default=new_run_dir())
+    parser.add_argument("--run-dir", type=Path)
     parser.add_argument("--checkpoint", type=Path, help="another policy for the simulated world")
     parser.add_argument("--recorded", action="store_true", help="recorded frames, though the simulator is there")
     arguments = parser.parse_args(argv)
     try:
         show = recorded() if arguments.recorded else choose_show(arguments.checkpoint)
-        return run_show(show, arguments.run_dir)
+        return run_show(show, arguments.run_dir or new_run_dir())
     except SplitVLAError as error:
         print(f"demo: error: {error}", file=sys.stderr)
         return error.exit_code

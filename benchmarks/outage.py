@@ -72,7 +72,7 @@ class Outage:
 def run_show(show: Show, run_dir: Path) -> int:
     """The whole of it; 0 when the robot held while the server was dead, moved again, and the show was a success."""
     print(f"SplitVLA demo: {show.intro} Results in {run_dir}", flush=True)
-    run_dir.mkdir(parents=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
     bundles = show.bundles(run_dir)
     address = f"127.0.0.1:{free_port()}"
     print("starting two servers: one serves, one is loaded and waits to take over ...", flush=True)

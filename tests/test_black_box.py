@@ -21,6 +21,7 @@ from splitvla_edge.fallback import (
     TickInputs,
 )
 from splitvla_edge.fallback.machine import FallbackMachine
+from splitvla_edge.fallback.snapshot import restore, take
 from splitvla_shared.errors import ConfigError
 
 
@@ -82,6 +83,16 @@ def test_what_is_kept_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch, t
     assert all(each.same for each in replayed)
 
 
+def test_a_recording_that_begins_in_a_hold_goes_on_with_the_time_that_is_left_of_it() -> None:
+    machine, again = (FallbackMachine(FallbackSettings(), SPACE, 0.05) for _ in range(2))
+    machine.state = State.HOLD
+    machine.hold_time.drain(3.0)
+    machine.local_time.drain(2.0)
+    restore(again, take(machine))
+    assert (again.hold_time.left_s, again.local_time.left_s) == (2.0, 28.0)
+    assert take(again) == take(machine)
+
+
 def test_another_machine_is_found_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,6 +113,16 @@ def test_a_file_that_is_not_whole_is_refused(monkeypatch: pytest.MonkeyPatch, tm
         list(replay(path))
     with pytest.raises(ConfigError):
         list(replay(tmp_path / "none.bin"))
+
+
+def test_a_file_that_was_changed_is_refused_whatever_the_machine_does_on_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    record(monkeypatch, tmp_path, lambda t, size: Way(20.0), 3.0)
+    path = tmp_path / "black-box-1.bin"
+    path.write_bytes(path.read_bytes().replace(b'"chunk": null', b'"chunk": 1234'))
+    with pytest.raises(ConfigError, match="damaged: AttributeError"):
+        list(replay(path))
 
 
 def test_a_folder_that_refuses_the_file_costs_the_file_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,6 +70,15 @@ def test_a_reader_that_is_gone_does_not_change_the_exit_code(stream: str) -> Non
         assert process.wait(30) == BundleError.exit_code
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_stream_that_was_closed_from_the_start_does_not_change_the_exit_code(
+    stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`>&-` in the shell: Python has no such stream then."""
+    monkeypatch.setattr(sys, stream, None)
+    assert run_command(_parser(lambda arguments: 6), []) == 6
+
+
 def test_a_slip_of_ours_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         run_command(_parser(_raise(ZeroDivisionError())), [])

@@ -175,7 +175,14 @@ def test_a_bundle_that_is_none_ends_the_run_with_its_own_exit_code(tmp_path: Pat
 
 @pytest.mark.parametrize(
     "overrides",
-    [["control_hz=0"], ["duration_s=-1.0"], ["tls_ca='ca.pem'"], ["fallback.max_age_ms=-1"], ["fallbak.max_age_ms=1"]],
+    [
+        ["control_hz=0"],
+        ["duration_s=-1.0"],
+        ["tls_ca='ca.pem'"],
+        ["fallback.max_age_ms=-1"],
+        ["fallbak.max_age_ms=1"],
+        ["fallback.latency_window=7"],
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(overrides: list[str]) -> None:
     with pytest.raises(ConfigError):

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from splitvla_edge.daemon.channel import Contract, Exhausted, FrameSeen, Message
-from splitvla_edge.fallback import Asked, Chunk, Hint, LocalChunk, Miss, Outcome
+from splitvla_edge.fallback import Asked, Chunk, Hint, LocalChunk, Miss, Outcome, Ready
 from splitvla_edge.outcomes import OUTCOMES
 from splitvla_shared.errors import (
     ConfigError,
@@ -243,6 +243,28 @@ def test_the_end_of_the_frames_is_told_in_a_safe_stop_too() -> None:
         rig.show(36)
         rig.camera.ended = True
         assert rig.step() + rig.step() == [Exhausted(37)]
+
+
+def test_what_is_said_once_is_said_when_a_control_that_stalled_reads_again() -> None:
+    """Its socket is full then; without Ready the robot would hold until the run is started anew."""
+    with Rig() as rig:
+        heard: list[Message] = []
+        rig.perception._pause = lambda seconds: heard.extend(rig.control.receive())
+        _fill(rig)
+        rig.perception.step()
+        assert [message for message in heard + rig.control.receive() if isinstance(message, Ready)] == [READY]
+        rig.camera.ended = True
+        _fill(rig)
+        heard.clear()
+        rig.perception.step()
+        rig.perception.step()
+        rig.perception.step()
+        assert [type(message) for message in heard + rig.control.receive()].count(Exhausted) == 1
+
+
+def _fill(rig: Rig) -> None:
+    while rig.peer.send(FrameSeen(20.0, 1)):
+        pass
 
 
 def test_frames_are_reported_while_a_call_is_running() -> None:

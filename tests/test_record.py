@@ -14,6 +14,7 @@ from splitvla_edge.daemon.record import (
     LineWriter,
     StepRecord,
     StepTail,
+    make_unused,
     read_steps,
     run_has_ended,
     summarise,
@@ -210,3 +211,12 @@ def test_clipped_answers_are_counted() -> None:
 
 def test_a_run_without_ticks_is_summed_up_too() -> None:
     assert "0 ticks" in summarise([]).line()
+
+
+def test_runs_that_begin_in_the_same_second_have_a_folder_each(tmp_path: Path) -> None:
+    assert [make_unused(tmp_path / "runs" / "now").name for _ in range(3)] == ["now", "now-2", "now-3"]
+    (tmp_path / "file").write_text("")
+    (tmp_path / "unmounted").symlink_to(tmp_path / "disk")
+    for name in ("file", "unmounted"):
+        with pytest.raises(ConfigError, match="can't be made"):
+            make_unused(tmp_path / name / "now")

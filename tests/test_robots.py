@@ -238,6 +238,19 @@ def test_a_frame_that_shows_nothing_is_never_the_newest_and_soon_a_fault(
         camera.close()
 
 
+def test_a_camera_whose_driver_does_not_return_says_so() -> None:
+    device = Pictures([SCENE])
+    camera = LiveCamera(CameraSettings(), open_capture=lambda _: device, clock=lambda: device.now)
+    try:
+        assert device.all_read.wait(5.0)
+        assert camera.latest(device.now + 1.9) is not None
+        with pytest.raises(RobotError, match=r"camera 0 has given no picture for 2\.1 s; where its driver hangs"):
+            camera.latest(device.now + 2.1)
+    finally:
+        device.unplugged.set()
+        camera.close()
+
+
 class Odd:
     """A device that raises, or gives something that is no picture, where it is told to; released it raises too."""
 
@@ -257,12 +270,17 @@ class Odd:
 @pytest.mark.parametrize(
     ("first", "fault"),
     [
-        (RuntimeError("no device connected"), "RuntimeError: no device connected"),
-        (Odd([SCENE, TimeoutError("no frame in 5 s")]), "TimeoutError: no frame in 5 s"),
-        (Odd([SCENE, b"jpeg"]), "AttributeError: 'bytes' object"),
+        (RuntimeError("no device connected"), "raised RuntimeError: no device connected"),
+        (Odd([SCENE, TimeoutError("no frame in 5 s")]), "raised TimeoutError: no frame in 5 s"),
+        (Odd([SCENE, b"jpeg"]), "raised AttributeError: 'bytes' object"),
+        (Odd([SCENE[:, :, 0]]), r"gives pictures of shape \(16, 16\) and uint8; expected"),
+        (Odd([np.dstack([SCENE, BLACK])[:, :, :4]]), r"gives pictures of shape \(16, 16, 4\) and uint8; expected"),
+        (Odd([SCENE / 255]), r"gives pictures of shape \(16, 16, 3\) and float64; expected"),
     ],
 )
-def test_a_camera_whose_driver_raises_says_so_and_is_opened_again(first: Exception | Odd, fault: str) -> None:
+def test_a_camera_that_raises_or_gives_no_bgr_picture_says_so_and_is_opened_again(
+    first: Exception | Odd, fault: str
+) -> None:
     opened, reopen, back = threading.Semaphore(0), threading.Event(), Pictures([SCENE, SCENE + 1])
     devices = [first, back]
 
@@ -279,7 +297,7 @@ def test_a_camera_whose_driver_raises_says_so_and_is_opened_again(first: Excepti
     try:
         assert opened.acquire(timeout=5.0)
         assert opened.acquire(timeout=5.0), "opened again"
-        with pytest.raises(RobotError, match=f"camera 0 raised {fault}"):
+        with pytest.raises(RobotError, match=f"camera 0 {fault}"):
             camera.latest(0.0)
         reopen.set()
         assert back.all_read.wait(5.0)

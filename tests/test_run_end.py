@@ -20,7 +20,7 @@ from splitvla_edge.daemon import run as daemon
 from splitvla_edge.daemon.black_box import BlackBox
 from splitvla_edge.daemon.control import Requests
 from splitvla_edge.daemon.episodes import Episode
-from splitvla_edge.daemon.record import STEPS_FILE, read_steps, run_has_ended, unused, write_run
+from splitvla_edge.daemon.record import STEPS_FILE, read_steps, run_has_ended, write_run
 from splitvla_edge.daemon.run import RunSettings, run
 from splitvla_edge.daemon.supervisor import Supervisor, release_subcommand
 from splitvla_edge.fallback import Command, FallbackSettings
@@ -182,6 +182,16 @@ def test_a_bug_stops_the_robot_and_says_where_the_log_is_and_what_it_was(
         assert (about["ended"], about["state"]) == (True, "SAFE_STOP")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGQUIT])
+def test_every_way_to_break_off_a_run_but_a_kill_ends_it_with_the_robot_s_stop(
+    arm: Arm, tmp_path: Path, number: signal.Signals
+) -> None:
+    arm.estop = False
+    arm.reads = lambda: os.kill(os.getpid(), number)
+    assert run(settings(tmp_path, duration_s=PATIENCE_S)) == 0
+    assert (arm.applied, arm.stops) == (3, 1)
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1])
 def test_a_second_signal_does_not_keep_the_run_from_its_end(arm: Arm, tmp_path: Path, number: signal.Signals) -> None:
     """A lost session says so twice: the shell tells its jobs, and the kernel those in the foreground."""
@@ -265,9 +275,6 @@ def test_a_folder_that_holds_a_run_is_refused_before_anything_moves(arm: Arm, tm
     with pytest.raises(ConfigError, match=f"{tmp_path} holds a run already; name another folder or remove it"):
         run(settings(tmp_path))
     assert (arm.applied, (tmp_path / STEPS_FILE).read_bytes()) == (0, kept)
-    assert unused(tmp_path / "new") == tmp_path / "new"
-    write_run(tmp_path.with_name(f"{tmp_path.name}-2"), {})
-    assert unused(tmp_path).name == f"{tmp_path.name}-3"
 
 
 def test_a_folder_that_can_t_be_written_is_found_out_before_anything_moves_and_the_robot_is_closed(

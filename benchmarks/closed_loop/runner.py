@@ -18,7 +18,7 @@ from benchmarks.closed_loop.trained import halves, trained
 from benchmarks.processes import ServerProcess
 from splitvla_edge import EdgePolicy
 from splitvla_edge.daemon.episodes import Outcome
-from splitvla_edge.daemon.record import unused
+from splitvla_edge.daemon.record import make_unused
 from splitvla_edge.robots.metaworld.adapter import open_world
 
 Tell = Callable[[str], None]
@@ -83,7 +83,7 @@ def against(address: str, evaluation: Evaluation, bundles: Path, tell: Tell) -> 
         for task in evaluation.tasks:
             tell(f"{task}: {evaluation.episodes} episodes")
             driven = (
-                run_daemon(drive, task, unused((evaluation.out or Path(folder)) / f"run-{task}"))
+                run_daemon(drive, task, make_unused((evaluation.out or Path(folder)) / f"run-{task}"))
                 if world is None
                 else run_plain(drive, task, world)
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -265,6 +266,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return run(settings)
     finally:
         viewer.terminate()
+        viewer.send_signal(signal.SIGCONT)  # Ctrl-Z, which ends the run, has stopped it
         viewer.wait()
 
 

@@ -25,7 +25,8 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
         return _run(parser.prog, command, arguments)
     finally:
         for stream in (sys.stdout, sys.stderr):
-            _settle(stream)
+            if stream is not None:  # as it is where the program was started with it closed
+                _settle(stream)
 
 
 def _run(prog: str, command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:

@@ -35,6 +35,11 @@ _STATES = list(State)
 _TICK = struct.Struct("<ddddHBHHB")  # now, frame, lateness, gripper, position, flags, messages, contract, values
 _COMMAND = struct.Struct("<QBBqid")  # tick, state, flags, sequence, index, age
 _LENGTH = struct.Struct("<I")
+# What reading a changed file, or the machine on a state that it never had, may raise.
+_DAMAGE = (
+    *(ChannelError, struct.error, ValueError, TypeError, LookupError, AttributeError),
+    *(ArithmeticError, AssertionError, RecursionError),
+)
 
 
 @dataclass(slots=True)
@@ -133,8 +138,8 @@ def replay(path: Path) -> Iterator[Replayed]:
         raise ConfigError(f"{path} is no black box of this version; `run` writes black-box-N.bin on a SAFE_STOP")
     try:
         yield from _replay(_Reader(data[len(MAGIC) :]))
-    except (struct.error, ValueError, KeyError, TypeError, ChannelError) as error:
-        raise ConfigError(f"{path} is damaged: {error}") from error
+    except _DAMAGE as error:
+        raise ConfigError(f"{path} is damaged: {error!r:.200}") from error
 
 
 def print_replay(path: Path, out: TextIO) -> int:

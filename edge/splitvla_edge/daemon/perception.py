@@ -222,16 +222,20 @@ class Perception:
         finally:
             self.closed.set()  # whatever it was that ended this: without a listener perception would act on an old hint
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: Message) -> bool:
+        """False when there was no room: control, which stalls, will not hear of it."""
         try:
-            self._channel.send(message)
+            return self._channel.send(message)
         except ChannelClosed:
             self.closed.set()
+            return True
 
     def _connect(self) -> None:
         reason = self._handshakes.seek(self._policy.handshake if self._server_needed else lambda timeout_s: None)
         if reason is None:
-            self._send(self._ready)
+            # Said once, and without it control would never be ready.
+            while not (self._send(self._ready) or self.closed.is_set()):
+                self._pause(_IDLE_S)
             return
         contract = isinstance(reason, SpecMismatch | ConfigError)
         self._send(Contract(str(reason)) if contract else Miss(0, outcome_of(reason), str(reason)))
@@ -249,8 +253,7 @@ class Perception:
             self._pause(UNREACHABLE_PAUSE_S)
             return None
         if exhausted and not self._said_exhausted:
-            self._said_exhausted = True
-            self._send(Exhausted(self._last_frame + 1))
+            self._said_exhausted = self._send(Exhausted(self._last_frame + 1))
         return None
 
     def _call(self, frame: Frame, hint: Hint) -> None:

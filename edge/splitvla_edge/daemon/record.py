@@ -153,10 +153,20 @@ def holds_run(run_dir: Path) -> bool:
     return os.path.exists(run_dir / RUN_FILE)  # noqa: PTH110 - Path.exists raises where the folder can't be looked into
 
 
-def unused(run_dir: Path) -> Path:
-    """`run_dir`, or the first of `run_dir`-2, -3, ... where that one holds a run already."""
+def make_unused(run_dir: Path) -> Path:
+    """Make `run_dir`, or the first of `run_dir`-2, -3, ... that is not there: of two runs at once each has its own.
+
+    Raises ConfigError.
+    """
     others = (run_dir.with_name(f"{run_dir.name}-{number}") for number in itertools.count(2))
-    return next(each for each in itertools.chain((run_dir,), others) if not holds_run(each))
+    for each in itertools.chain((run_dir,), others):
+        try:
+            each.mkdir(parents=True)
+            return each
+        except OSError as error:  # noqa: PERF203 - one folder after the other
+            if not os.path.lexists(each):
+                raise ConfigError(f"{each} can't be made: {error.strerror}; choose another folder") from error
+    raise AssertionError("numbers do not end")
 
 
 def run_has_ended(run_dir: Path) -> bool:

@@ -23,9 +23,9 @@ from splitvla_edge.daemon.record import (
     LineWriter,
     StepRecord,
     holds_run,
+    make_unused,
     read_steps,
     summarise,
-    unused,
     write_run,
 )
 from splitvla_edge.daemon.supervisor import Supervisor, release_subcommand, start_subcommand
@@ -44,10 +44,12 @@ from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import ConfigError, RobotError
 from splitvla_shared.limits import check_instruction
 
-# SIGHUP: the operator's session is lost, and with it whoever watches the arm.
-_SIGNALS = {signal.SIGINT: "stop", signal.SIGTERM: "stop", signal.SIGHUP: "stop", signal.SIGUSR1: "reset"}
+# SIGHUP: the operator's session is lost, and with it whoever watches the arm. SIGTSTP and SIGQUIT are Ctrl-Z and Ctrl-\
+# beside a moving arm: they would freeze or end the process that ticks, with the arm's last command in force.
+_STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGQUIT)
+_SIGNALS = {**dict.fromkeys((signal.SIGINT, *_STOPS), "stop"), signal.SIGUSR1: "reset"}
 # These come more than once, and must not keep the log from its end. Ctrl-C may, once the loop has ended.
-_TO_THE_END = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_TO_THE_END = (*_STOPS, signal.SIGUSR1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +140,12 @@ class _Outcome:
 
 
 def new_run_dir() -> Path:
-    """runs/<time>, where a run without a folder of its own goes."""
-    return unused(Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
+    """runs/<time>, made here, where a run without a folder of its own goes. Raises ConfigError."""
+    return make_unused(Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
 
 
 def run(settings: RunSettings) -> int:
-    """Run until the camera is exhausted, the duration is over, or SIGINT, SIGTERM or SIGHUP; SIGUSR1 is the reset.
+    """Run until the camera is exhausted, the duration is over, or a signal of _SIGNALS; SIGUSR1 is the reset.
 
     Returns 0, RobotError's exit code when the run ended in SAFE_STOP or the robot did not take the last stop, or
     perception's own when it gave up for good.

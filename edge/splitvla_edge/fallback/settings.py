@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from splitvla_edge.fallback.latency import MIN_REPLIES
 from splitvla_shared.errors import ConfigError
 
 _COUNTS = {"resume_replies", "non_finite_limit", "camera_clear_frames", "local_samples", "latency_window"}
@@ -27,7 +28,7 @@ class FallbackSettings:
 
     Payload. rung_down_at, rung_up_at: shares of the budget. rung_saves_ms: a smaller payload must save more than this.
     rung_up_s: how long the better one must look good; a minute after an upgrade that fails within rung_trial_s, and
-    three times longer after the next ones, up to rung_up_max_s. latency_window: replies remembered.
+    three times longer after the next ones, up to rung_up_max_s. latency_window: replies remembered, at least 8.
 
     Local policy. local_after_s: in HOLD before it may act. local_to_stop_s: time on it left to SAFE_STOP.
     local_speed: share of the speed limit it may use. local_agreement: share of its answers that agreed with the
@@ -74,6 +75,8 @@ class FallbackSettings:
         for name in self.__slots__:
             value = getattr(self, name)
             low, high = (1, 1000) if name in _COUNTS else (0, 1) if name in _SHARES else (0, 600_000)
+            if name == "latency_window":
+                low = MIN_REPLIES  # with fewer nothing is ever predicted: no chunk slows down, no rung is chosen
             if not low <= value <= high:
                 raise ConfigError(f"fallback.{name} is {value}; expected {low}..{high}")
         for low_name, high_name in (

@@ -18,7 +18,8 @@ class DrainTimer:
     left_s: float = math.nan
 
     def __post_init__(self) -> None:
-        self.left_s = self.capacity_s
+        if math.isnan(self.left_s):  # one that a snapshot restores has been drained already
+            self.left_s = self.capacity_s
 
     def drain(self, elapsed_s: float) -> None:
         self.left_s -= elapsed_s

@@ -12,12 +12,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from splitvla_edge.robots.base import Frame
 from splitvla_edge.robots.frame_guard import FrameGuard
 from splitvla_shared.errors import ConfigError, RobotError
 from splitvla_shared.texts import one_line
 
 _REOPEN_S = 0.5
+_SILENT_S = 2.0  # every device gives more than one picture in this time
 _GLITCH_S = 0.2  # a black frame now and then is a glitch; without a good one for so long, it is a fault
 
 
@@ -77,10 +80,16 @@ class LiveCamera:
             return None if self._frame is None else (self._frame.captured_at, self._frame.index)
 
     def latest(self, now: float) -> Frame | None:
-        """Raises RobotError while the device is away or shows nothing."""
+        """Raises RobotError while the device is away or shows nothing, or when its driver does not return."""
         with self._lock:
             if self._fault:
                 raise RobotError(self._fault)
+            silent_s = 0.0 if self._frame is None else now - self._frame.captured_at
+            if silent_s > _SILENT_S:
+                raise RobotError(
+                    f"camera {self._settings.device} has given no picture for {silent_s:.1f} s; where its driver "
+                    "hangs, only another run opens it again"
+                )
             return self._frame
 
     def exhausted(self, now: float) -> bool:
@@ -110,6 +119,8 @@ class LiveCamera:
                 finally:
                     with suppress(Exception):  # of a device that is gone already; `read` has said why
                         capture.release()
+        except RobotError:
+            raise
         except Exception as error:  # a user's own capture raises what it likes, and the next one may do better
             said = f"{type(error).__name__}: {one_line(str(error))}"
             raise RobotError(f"{device} raised {said}; it is opened again") from error
@@ -119,8 +130,13 @@ class LiveCamera:
         guard = FrameGuard(self._settings.blind_levels, self._settings.frozen_ms / 1e3)
         while not self._closing.is_set():
             there, picture = capture.read()
-            if not there or picture is None or picture.ndim != 3:
+            if not there or picture is None:
                 return
+            if picture.shape[2:] != (3,) or picture.dtype != np.uint8:  # of BGRA the model would see other colours
+                raise RobotError(
+                    f"camera {self._settings.device} gives pictures of shape {picture.shape} and {picture.dtype}; "
+                    "expected (height, width, 3), BGR, and uint8"
+                )
             captured_at = self._clock()  # the end of the exposure is a few ms earlier: drivers do not agree on it
             image = picture[:, :, ::-1].copy()  # OpenCV's order is BGR
             self._keep(Frame(image, captured_at, self._index), guard.judge(image, captured_at))
