@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import grpc
@@ -38,6 +39,8 @@ __all__ = ["CloudServer", "LoadBackbone", "ServerSettings", "load_backbone", "se
 logger = logging.getLogger("splitvla.cloud")
 
 LoadBackbone = Callable[[Bundle, ServerSettings], Engine]
+Say = Callable[[str], object]
+_print = partial(print, flush=True)
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -76,8 +79,10 @@ def load_backbone(bundle: Bundle, settings: ServerSettings) -> Engine:
     return backbone
 
 
-def serve(settings: ServerSettings, load: LoadBackbone = load_backbone) -> int:
+def serve(settings: ServerSettings, load: LoadBackbone = load_backbone, say: Say = _print) -> int:
     """Serve until SIGTERM or SIGINT; a second signal stops at once. Returns the exit code.
+
+    say: gets what is served and where, line by line.
 
     Raises ConfigError or BundleError when it can't start, ServerFault when the GPU thread ended.
     """
@@ -88,14 +93,15 @@ def serve(settings: ServerSettings, load: LoadBackbone = load_backbone) -> int:
     if port and not settings.bind_wait_s and port_is_taken(host, port):
         raise _port_in_use(settings)
     bundle = open_bundle(settings.bundle, "cloud")
-    return asyncio.run(_serve(CloudServer(bundle, settings, load)))
+    return asyncio.run(_serve(CloudServer(bundle, settings, load, say)))
 
 
 class CloudServer:
     """gRPC server, health and GPU worker of one process. Owned by the event loop that calls `start`."""
 
-    def __init__(self, bundle: Bundle, settings: ServerSettings, load: LoadBackbone) -> None:
+    def __init__(self, bundle: Bundle, settings: ServerSettings, load: LoadBackbone, say: Say = _print) -> None:
         self._bundle = bundle
+        self._say = say
         # "auto" is what this bundle says, whoever constructs the server.
         self._settings = settings = settings.resolved(bundle)
         prompt = Prompt.load(bundle.path, bundle.spec)
@@ -119,7 +125,7 @@ class CloudServer:
         if wait_s := self._settings.bind_wait_s:  # a restart: the old process serves while this one loads
             backbone = await asyncio.wrap_future(self._worker.ready)
             if port_is_taken(*split_address(self._settings.listen)):
-                print(f"loaded; waiting for {self._settings.listen}, which another process holds", flush=True)
+                self._say(f"loaded; waiting for {self._settings.listen}, which another process holds")
             await self._listen(wait_s)
         else:
             await self._listen(0.0)
@@ -127,9 +133,9 @@ class CloudServer:
         self._health.set(health_pb2.HealthCheckResponse.SERVING)
         self._watching = asyncio.ensure_future(self._watch())
         spec, seconds = self._bundle.spec, time.monotonic() - started
-        print(f"serving {spec.name} {spec.fingerprint[:16]}: {backbone.describe()}, up in {seconds:.1f} s", flush=True)
+        self._say(f"serving {spec.name} {spec.fingerprint[:16]}: {backbone.describe()}, up in {seconds:.1f} s")
         host, _ = split_address(self._settings.listen)
-        print(f"ready on {join_address(host, self.port)}", flush=True)
+        self._say(f"ready on {join_address(host, self.port)}")
 
     async def last(self) -> None:
         """Never returns. Raises ServerFault when the GPU thread has ended, ConfigError when the port is lost."""
