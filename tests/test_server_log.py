@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import pytest
 
+from splitvla_cloud.__main__ import main
 from splitvla_cloud.log import SeldomHandler
 from splitvla_shared.wire.inference_pb2_grpc import InferenceStub
 from tests.cloud_fakes import WAIT_S, fake_bundle, request
@@ -62,6 +63,15 @@ def test_an_exception_s_lines_are_one() -> None:
         logger.exception("a pass failed")
     assert len(lines) == 1
     assert lines[0].startswith("a pass failed\nTraceback")
+
+
+def test_strangers_whose_handshake_fails_fill_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC's C core has a line on standard error for each, whatever logging is told."""
+    monkeypatch.delenv("GRPC_VERBOSITY", raising=False)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
+    assert main(["serve", "--bundle", str(tmp_path)]) == 3
+    assert os.environ["GRPC_VERBOSITY"] == "ERROR"
+    monkeypatch.delenv("GRPC_VERBOSITY")
 
 
 @contextlib.contextmanager

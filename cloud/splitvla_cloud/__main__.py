@@ -255,6 +255,7 @@ def _measure_codec(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its C core has a line for every handshake that fails
     from splitvla_cloud.log import SeldomHandler
     from splitvla_cloud.server import ServerSettings, serve
 
