@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection
 from splitvla_cloud.engine.interface import Engine
 from splitvla_cloud.health import Health
 from splitvla_cloud.prompt import Prompt
-from splitvla_cloud.service import InferenceService
+from splitvla_cloud.service import InferenceService, read_request
 from splitvla_cloud.settings import ServerSettings, credentials, port_is_taken
 from splitvla_cloud.worker import GpuWorker
 from splitvla_shared.addresses import is_loopback, join_address, split_address
@@ -32,7 +32,6 @@ from splitvla_shared.errors import ConfigError, ServerFault
 from splitvla_shared.limits import max_message_bytes
 from splitvla_shared.transport import server_options
 from splitvla_shared.wire import inference_pb2 as pb
-from splitvla_shared.wire.inference_pb2_grpc import add_InferenceServicer_to_server
 
 __all__ = ["CloudServer", "LoadBackbone", "ServerSettings", "load_backbone", "serve"]
 
@@ -230,7 +229,12 @@ class CloudServer:
             compression=grpc.Compression.NoCompression,
             maximum_concurrent_rpcs=_MAX_RPCS,
         )
-        add_InferenceServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
+        # As the generated code does, but for `read_request`.
+        describe = (self._service.Describe, pb.DescribeRequest.FromString, pb.DescribeReply.SerializeToString)
+        infer = (self._service.Infer, read_request, pb.InferReply.SerializeToString)
+        methods = {"Describe": describe, "Infer": infer}
+        handlers = {name: grpc.unary_unary_rpc_method_handler(*parts) for name, parts in methods.items()}
+        server.add_registered_method_handlers(_SERVICE, handlers)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((_SERVICE, _HEALTH, reflection.SERVICE_NAME), server)
         return server
