@@ -250,7 +250,7 @@ class Perception:
             return None
         if exhausted and not self._said_exhausted:
             self._said_exhausted = True
-            self._send(Exhausted(self._last_frame + 1))
+            self._send(Exhausted())
         return None
 
     def _call(self, frame: Frame, hint: Hint) -> None:
