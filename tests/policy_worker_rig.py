@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from splitvla_edge.operator_lines import say
 from splitvla_edge.policy_server.complaints import Complaints
 from splitvla_edge.policy_server.request import ActionRequest
 from splitvla_edge.policy_server.worker import Job, PolicyWorker
 from splitvla_shared.errors import SplitVLAError
 from splitvla_shared.nouns import ActionChunk, Observation, Scheme
+from splitvla_shared.operator_lines import say
 from splitvla_shared.rungs import Rung
 from tests.edge_fakes import Clock
 

@@ -44,7 +44,7 @@ EXAMPLES: list[Message] = [
     ),
     Miss(18, Outcome.MISSED, "frame 18: no answer in 300 ms"),
     Contract("embed_dim: 4096 here, 896 there ü"),
-    Exhausted(37),
+    Exhausted(),
     LocalChunk(5, 12.5, ((0.1, -0.2),), 0.9, 20),
 ]
 

@@ -79,6 +79,17 @@ def test_a_stream_that_was_closed_from_the_start_does_not_change_the_exit_code(
     assert run_command(_parser(lambda arguments: 6), []) == 6
 
 
+def test_nothing_that_is_opened_later_takes_the_place_of_a_stream_that_was_closed() -> None:
+    program = (
+        "import argparse, os, sys\nfrom splitvla_shared.command_line import run_command\n"
+        "parser = argparse.ArgumentParser()\n"
+        "parser.set_defaults(command=lambda arguments: os.open(os.devnull, os.O_RDONLY))\n"
+        "sys.exit(run_command(parser, []))\n"
+    )
+    closed = ["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', sys.executable, "-c", program]
+    assert subprocess.run(closed, check=False, timeout=60).returncode > 2
+
+
 def test_a_slip_of_ours_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         run_command(_parser(_raise(ZeroDivisionError())), [])

@@ -287,7 +287,7 @@ def test_a_perception_process_that_was_started_again_must_say_ready_again() -> N
 
 def test_the_loop_ends_with_the_camera_after_the_last_action_and_stops_the_robot() -> None:
     rig = Rig()
-    rig.peer.inbox = [*rig.frame(), rig.chunk(1), Exhausted(1)]
+    rig.peer.inbox = [*rig.frame(), rig.chunk(1), Exhausted()]
     assert rig.loop.run() is State.NOMINAL
     assert rig.robot.calls == ["read_state", "apply", "stop"]
 

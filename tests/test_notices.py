@@ -125,7 +125,7 @@ def test_a_terminal_that_hangs_holds_up_no_tick() -> None:
 def test_a_call_of_the_robot_that_does_not_return_is_told_once_by_another_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("splitvla_edge.operator_lines._LOOK_S", 0.001)
+    monkeypatch.setattr("splitvla_shared.operator_lines._LOOK_S", 0.001)
     looks, enough, stream = iter(range(5)), threading.Event(), io.StringIO()
 
     def stuck_since() -> float | None:

@@ -16,6 +16,7 @@ from splitvla_edge.daemon.run import RunSettings
 from splitvla_edge.link.grpc_link import GrpcLink
 from splitvla_edge.link.security import Security
 from splitvla_shared.config import load_config
+from splitvla_shared.errors import ConfigError
 from tests.fake_server import SPEC, FakeServicer, serving
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +43,11 @@ def test_the_page_s_certificates_connect_a_robot_and_a_server_of_the_example_set
     cert, key, client_ca = (_there(tmp_path, path) for path in (theirs.tls_cert, theirs.tls_key, theirs.tls_client_ca))
     secrets = credentials(ServerSettings(tls_cert=cert, tls_key=key, tls_client_ca=client_ca))
     assert isinstance(secrets, grpc.ServerCredentials)
+    other = tmp_path / "robot.key"
+    with pytest.raises(ConfigError, match=r"gpu-host\.pem and tls_key .*robot\.key are no certificate and its"):
+        credentials(ServerSettings(tls_cert=cert, tls_key=other, tls_client_ca=client_ca))
+    with pytest.raises(ConfigError, match=r"tls_client_ca .*robot\.key has no certificate"):
+        credentials(ServerSettings(tls_cert=cert, tls_key=key, tls_client_ca=other))
     robot = Security.from_files(*(_there(tmp_path, path) for path in (ours.tls_ca, ours.tls_cert, ours.tls_key)))
     with serving(FakeServicer(), credentials=secrets) as address, GrpcLink(address, security=robot) as link:
         assert link.describe(5.0).spec == SPEC

@@ -343,7 +343,7 @@ for sequence in range(1, 21):
         now = time.monotonic()
         channel.send(FrameSeen(now, sequence))
         channel.send(Chunk(sequence, hint.epoch, now, now, ((0.5,) * 7,), clipped=1))
-channel.send(Exhausted(20))
+channel.send(Exhausted())
 channel.wait(30)
 """
 

@@ -338,7 +338,7 @@ def load(bundle, settings):  # as transformers does it: every tensor is a job of
     print("loading", flush=True)
     jobs[0].result()
 
-server.serve.__defaults__ = (load,)
+server.serve.__defaults__ = (load, print)
 command.run()
 """
 

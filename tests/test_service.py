@@ -257,6 +257,10 @@ def test_every_malformed_request_has_its_status_and_the_server_goes_on(bundle: B
         unknown = request()
         unknown.cameras[0].tensor.MergeFromString(b"\x08\x63")  # scheme 99, which no stub can name
         assert "scheme 99" in (await refusal(served.stub.Infer(unknown, timeout=WAIT_S)))[1]
+        infer = served.channel.unary_unary("/splitvla.v1.Inference/Infer")
+        for name, data in (("no protobuf", b"\xff"), ("an instruction that is not UTF-8", b"\x2a\x01\xff")):
+            got, details = await refusal(infer(data, timeout=WAIT_S))
+            assert (got, "is no InferRequest" in details) == ("INVALID_ARGUMENT", True), f"{name}: {got} {details!r}"
         huge = request(cameras=[tensor(Scheme.F32, bytes(max_message_bytes(SPEC) + 1))])
         assert (await refusal(served.stub.Infer(huge, timeout=WAIT_S)))[0] == "RESOURCE_EXHAUSTED"
         assert (await served.stub.Infer(request(), timeout=WAIT_S)).sequence == 1

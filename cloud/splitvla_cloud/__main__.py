@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from splitvla_shared.command_line import run_command
 from splitvla_shared.config import describe_config, load_config
 from splitvla_shared.encoders import parse_encoders
 from splitvla_shared.image_pipelines import parse_image_pipeline
+from splitvla_shared.operator_lines import Printer
 
 PRECISIONS = ("fp32", "bf16", "int8", "nf4", "fp8", "int4")
 _BASE_STATISTICS = "scale the adapter's actions by the checkpoint's statistics, not by those of its training run"
@@ -253,15 +255,23 @@ def _measure_codec(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its C core has a line for every handshake that fails
+    from splitvla_cloud.log import SeldomHandler
     from splitvla_cloud.server import ServerSettings, serve
 
     settings = load_config(
         ServerSettings, arguments.config, arguments.set, {name: getattr(arguments, name) for name in _SERVE_OPTIONS}
     )
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    for line in describe_config(settings):
-        print(f"  {line}")
-    return serve(settings)
+    with contextlib.ExitStack() as stack:
+        # A terminal that hangs or is gone costs no robot its answer: lines are printed on threads of their own.
+        told, ready = Printer(sys.stderr, prefix=""), Printer(sys.stdout, prefix="")
+        stack.callback(told.close)
+        stack.callback(ready.close)
+        form = "%(asctime)s %(levelname)s %(message)s"
+        logging.basicConfig(level=logging.INFO, format=form, handlers=[SeldomHandler(told.say)])
+        for line in describe_config(settings):
+            ready.say(f"  {line}")
+        return serve(settings, say=ready.say)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,17 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from splitvla_cloud.engine.interface import Engine
+from splitvla_cloud.health import Health
 from splitvla_cloud.prompt import Prompt
-from splitvla_cloud.service import InferenceService
+from splitvla_cloud.service import InferenceService, read_request
 from splitvla_cloud.settings import ServerSettings, credentials, port_is_taken
 from splitvla_cloud.worker import GpuWorker
 from splitvla_shared.addresses import is_loopback, join_address, split_address
@@ -30,19 +32,22 @@ from splitvla_shared.errors import ConfigError, ServerFault
 from splitvla_shared.limits import max_message_bytes
 from splitvla_shared.transport import server_options
 from splitvla_shared.wire import inference_pb2 as pb
-from splitvla_shared.wire.inference_pb2_grpc import add_InferenceServicer_to_server
 
 __all__ = ["CloudServer", "LoadBackbone", "ServerSettings", "load_backbone", "serve"]
 
 logger = logging.getLogger("splitvla.cloud")
 
 LoadBackbone = Callable[[Bundle, ServerSettings], Engine]
+Say = Callable[[str], object]
+_print = partial(print, flush=True)
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 # Health watches and Describe count too, so this lies far above what the queue admits; each connection has 8 streams.
 _MAX_RPCS = 256
 _BIND_EVERY_S = 0.1
 _STOP_GRACE_S = 2.0
+_LOOK_S = 1.0  # how often to look whether gRPC still listens
 _LOOKS_PER_HANG = 4  # how often within hang_s the watch looks at the running pass
 
 
@@ -73,8 +78,10 @@ def load_backbone(bundle: Bundle, settings: ServerSettings) -> Engine:
     return backbone
 
 
-def serve(settings: ServerSettings, load: LoadBackbone = load_backbone) -> int:
+def serve(settings: ServerSettings, load: LoadBackbone = load_backbone, say: Say = _print) -> int:
     """Serve until SIGTERM or SIGINT; a second signal stops at once. Returns the exit code.
+
+    say: gets what is served and where, line by line.
 
     Raises ConfigError or BundleError when it can't start, ServerFault when the GPU thread ended.
     """
@@ -85,22 +92,24 @@ def serve(settings: ServerSettings, load: LoadBackbone = load_backbone) -> int:
     if port and not settings.bind_wait_s and port_is_taken(host, port):
         raise _port_in_use(settings)
     bundle = open_bundle(settings.bundle, "cloud")
-    return asyncio.run(_serve(CloudServer(bundle, settings, load)))
+    return asyncio.run(_serve(CloudServer(bundle, settings, load, say)))
 
 
 class CloudServer:
     """gRPC server, health and GPU worker of one process. Owned by the event loop that calls `start`."""
 
-    def __init__(self, bundle: Bundle, settings: ServerSettings, load: LoadBackbone) -> None:
+    def __init__(self, bundle: Bundle, settings: ServerSettings, load: LoadBackbone, say: Say = _print) -> None:
         self._bundle = bundle
+        self._say = say
         # "auto" is what this bundle says, whoever constructs the server.
         self._settings = settings = settings.resolved(bundle)
         prompt = Prompt.load(bundle.path, bundle.spec)
         self._worker = GpuWorker(lambda: load(bundle, settings), settings.queue_limit)
         self._service = InferenceService(bundle.spec, prompt, self._worker, settings.numerics, read_tables(bundle))
-        self._health = health.aio.HealthServicer()
+        self._health = Health(("", _SERVICE))
         self._server: grpc.aio.Server | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._listening: asyncio.Task[None] | None = None
         self.port = 0
 
     @property
@@ -112,23 +121,32 @@ class CloudServer:
         """Load, bind, and say SERVING. Raises what loading or binding raises."""
         started = time.monotonic()
         self._worker.start()
-        if self._settings.bind_wait_s:  # a restart: the old process serves while this one loads
+        if wait_s := self._settings.bind_wait_s:  # a restart: the old process serves while this one loads
             backbone = await asyncio.wrap_future(self._worker.ready)
-            await self._bind()
+            if port_is_taken(*split_address(self._settings.listen)):
+                self._say(f"loaded; waiting for {self._settings.listen}, which another process holds")
+            await self._listen(wait_s)
         else:
-            await self._bind()
+            await self._listen(0.0)
             backbone = await asyncio.wrap_future(self._worker.ready)
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._health.set(health_pb2.HealthCheckResponse.SERVING)
         self._watching = asyncio.ensure_future(self._watch())
         spec, seconds = self._bundle.spec, time.monotonic() - started
-        print(f"serving {spec.name} {spec.fingerprint[:16]}: {backbone.describe()}, up in {seconds:.1f} s", flush=True)
+        self._say(f"serving {spec.name} {spec.fingerprint[:16]}: {backbone.describe()}, up in {seconds:.1f} s")
         host, _ = split_address(self._settings.listen)
-        print(f"ready on {join_address(host, self.port)}", flush=True)
+        self._say(f"ready on {join_address(host, self.port)}")
+
+    async def last(self) -> None:
+        """Never returns. Raises ServerFault when the GPU thread has ended, ConfigError when the port is lost."""
+        assert self._listening is not None, "after `start`"
+        await _first(self._listening, asyncio.wrap_future(self.ended))
+        self.ended.result()
+        raise ServerFault("the GPU thread ended; its traceback is in the log")
 
     async def drain(self) -> None:
         """Leave politely: NOT_SERVING at once, and `draining` in every reply for as long as robots need to move."""
         self._service.draining = True
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._health.set(health_pb2.HealthCheckResponse.NOT_SERVING)
         logger.info("%s", self._service.answered)
         if sessions := self._worker.load().sessions:
             logger.info("draining: %d sessions have %g s to leave", sessions, self._settings.drain_s)
@@ -136,9 +154,10 @@ class CloudServer:
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, give running ones `grace_s`, then let go of port and GPU thread."""
-        if self._watching is not None:
-            self._watching.cancel()
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        for task in (self._watching, self._listening):
+            if task is not None:
+                task.cancel()
+        self._health.set(health_pb2.HealthCheckResponse.NOT_SERVING)
         if self._server is not None:
             await self._server.stop(grace_s)
         self._service.close()
@@ -158,48 +177,67 @@ class CloudServer:
             else:
                 logger.warning("the pass that hung has ended: serving again")
             status = health_pb2.HealthCheckResponse
-            await self._set_health(status.NOT_SERVING if hangs else status.SERVING)
+            self._health.set(status.NOT_SERVING if hangs else status.SERVING)
 
-    async def _bind(self) -> None:
-        """Bind and start, trying for `bind_wait_s` where another process holds the port. Raises ConfigError."""
+    async def _listen(self, wait_s: float) -> None:
+        """Listen, and anew wherever gRPC's own loop ends, as a call whose path is not UTF-8 makes it do (grpcio 1.85).
+
+        Nothing else would tell: the process would live on without a port.
+        """
+        self._server = await self._bind(wait_s)
+        self._listening = asyncio.ensure_future(self._keep_listening(self._server))
+
+    async def _keep_listening(self, server: grpc.aio.Server) -> None:
+        """Never returns; raises what binding raises."""
+        while True:
+            looked = asyncio.gather(server.wait_for_termination(_LOOK_S), return_exceptions=True)
+            died: Any = (await looked)[0]
+            if isinstance(died, Exception):
+                logger.error("gRPC stopped listening (%s: %s): listening anew", type(died).__name__, died)
+                self._server = await self._bind(_STOP_GRACE_S)
+                await server.stop(_STOP_GRACE_S)
+                server = self._server
+
+    async def _bind(self, wait_s: float) -> grpc.aio.Server:
+        """Bind and start, trying for so long where the port is held. Raises ConfigError."""
         settings = self._settings
         host, port = split_address(settings.listen)
+        port = self.port or port
         secrets = credentials(settings)
         if secrets is None and not is_loopback(host):
             logger.warning("INSECURE: %s has no TLS; whoever reaches it can move the robot", settings.listen)
-        give_up = time.monotonic() + settings.bind_wait_s
-        if port and port_is_taken(host, port):
-            print(f"loaded; waiting for {settings.listen}, which another process holds", flush=True)
+        give_up = time.monotonic() + wait_s
         while port and port_is_taken(host, port):
             if time.monotonic() >= give_up:
                 raise _port_in_use(settings)
             await asyncio.sleep(_BIND_EVERY_S)
-        self._server = await self._build()
+        server = self._build()
         address = join_address(host, port)
         try:
             if secrets is None:
-                self.port = self._server.add_insecure_port(address)
+                self.port = server.add_insecure_port(address)
             else:
-                self.port = self._server.add_secure_port(address, secrets)
+                self.port = server.add_secure_port(address, secrets)
         except RuntimeError as error:
             raise ConfigError(f"can't listen on {address}: {error}; check the address and the TLS files") from error
-        await self._server.start()
+        await server.start()
+        return server
 
-    async def _build(self) -> grpc.aio.Server:
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+    def _build(self) -> grpc.aio.Server:
         server = grpc.aio.server(
             options=server_options(max_message_bytes(self._bundle.spec)),
             compression=grpc.Compression.NoCompression,
             maximum_concurrent_rpcs=_MAX_RPCS,
         )
-        add_InferenceServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
+        # As the generated code does, but for `read_request`.
+        describe = (self._service.Describe, pb.DescribeRequest.FromString, pb.DescribeReply.SerializeToString)
+        infer = (self._service.Infer, read_request, pb.InferReply.SerializeToString)
+        methods = {"Describe": describe, "Infer": infer}
+        handlers = {name: grpc.unary_unary_rpc_method_handler(*parts) for name, parts in methods.items()}
+        server.add_registered_method_handlers(_SERVICE, handlers)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        reflection.enable_server_reflection((_SERVICE, _HEALTH, reflection.SERVICE_NAME), server)
         return server
-
-    async def _set_health(self, status: Any) -> None:
-        for name in ("", _SERVICE):
-            await self._health.set(name, status)
 
 
 async def _serve(server: CloudServer) -> int:
@@ -210,8 +248,7 @@ async def _serve(server: CloudServer) -> int:
     try:
         started = asyncio.ensure_future(server.start())
         if await _first(started, leave.wait()):
-            if await _first(asyncio.wrap_future(server.ended), leave.wait()):
-                raise ServerFault("the GPU thread ended; its traceback is in the log")
+            await _first(server.last(), leave.wait())
             if await _first(server.drain(), hurry.wait()):
                 grace_s = _STOP_GRACE_S
     finally:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from splitvla_cloud.engine.interface import Frame
 from splitvla_cloud.payloads import PayloadDecoder
@@ -22,10 +23,18 @@ from splitvla_cloud.worker import RETRY_AFTER_S, GpuWorker, Served
 from splitvla_shared import __version__
 from splitvla_shared.actions import action_ids
 from splitvla_shared.codec.tables import CodecTables
-from splitvla_shared.errors import KeyFrameNeeded, LinkError, Overloaded, SplitVLAError, status_for_error
+from splitvla_shared.errors import (
+    KeyFrameNeeded,
+    LinkError,
+    Overloaded,
+    RequestRejected,
+    SplitVLAError,
+    status_for_error,
+)
 from splitvla_shared.limits import MAX_INSTRUCTION_CHARS
 from splitvla_shared.messages import spec_to_message
 from splitvla_shared.spec import ModelSpec
+from splitvla_shared.texts import one_line
 from splitvla_shared.transport import write_refusal
 from splitvla_shared.wire import inference_pb2 as pb
 from splitvla_shared.wire.inference_pb2_grpc import InferenceServicer
@@ -62,6 +71,14 @@ class Answered:
 _DECODE_THREADS = 2
 # Payloads in the decoding pool at once. A legal one takes up to 4 MiB a camera, and as much again decoded.
 _MAX_DECODING = 16
+
+
+def read_request(data: bytes) -> pb.InferRequest | RequestRejected:
+    """An error is told by `Infer`: gRPC would call one that is raised here UNKNOWN, and log a traceback for each."""
+    try:
+        return pb.InferRequest.FromString(data)
+    except DecodeError as error:
+        return RequestRejected(f"the request of {len(data)} bytes is no InferRequest: {one_line(str(error))}")
 
 
 class InferenceService(InferenceServicer):
@@ -104,9 +121,11 @@ class InferenceService(InferenceServicer):
             load=self._load(),
         )
 
-    async def Infer(self, request: pb.InferRequest, context: Any) -> pb.InferReply:  # noqa: N802
+    async def Infer(self, request: pb.InferRequest | RequestRejected, context: Any) -> pb.InferReply:  # noqa: N802
         """One frame. Cancellation of the call, by the robot or by its deadline, takes the frame out of the queue."""
         arrived = self._clock()
+        if isinstance(request, RequestRejected):
+            await _refuse(context, pb.InferRequest(), request)
         remaining = context.time_remaining()
         deadline = math.inf if remaining is None else arrived + remaining
         try:

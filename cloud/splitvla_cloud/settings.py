@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -100,6 +102,7 @@ def credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
     missing = [name for name, path in files.items() if path is None]
     if not missing:
         key, cert, client_ca = (_read_pem(name, path) for name, path in files.items())
+        _check_pair(files)
         return grpc.ssl_server_credentials([(key, cert)], root_certificates=client_ca, require_client_auth=True)
     if len(missing) < len(files):
         raise ConfigError(f"mutual TLS needs tls_cert, tls_key and tls_client_ca; {' and '.join(missing)} is missing")
@@ -110,6 +113,26 @@ def credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
             "give tls_cert, tls_key and tls_client_ca, listen on 127.0.0.1, or set insecure_lab in a closed lab"
         )
     return None
+
+
+def _check_pair(files: Mapping[str, Path]) -> None:
+    """gRPC says of all three only that binding failed, and may do so after the model is loaded."""
+    key, cert, client_ca = files["tls_key"], files["tls_cert"], files["tls_client_ca"]
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")  # how strong keys must be is gRPC's to say
+    try:
+        context.load_cert_chain(cert, key, password=lambda: "")  # an encrypted one must not ask the terminal
+    except ssl.SSLError as error:
+        raise ConfigError(
+            f"tls_cert {cert} and tls_key {key} are no certificate and its unencrypted key: "
+            f"{error.reason or error}; docs/operations.md makes them"
+        ) from error
+    try:
+        context.load_verify_locations(client_ca)
+    except ssl.SSLError as error:
+        raise ConfigError(
+            f"tls_client_ca {client_ca} has no certificate: {error.reason or error}; take ca.pem (docs/operations.md)"
+        ) from error
 
 
 def _read_pem(name: str, path: Path) -> bytes:

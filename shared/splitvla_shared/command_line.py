@@ -11,6 +11,7 @@ from typing import TextIO
 
 from splitvla_shared.errors import SplitVLAError
 
+_STDERR = 2
 _INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 
 
@@ -19,13 +20,14 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
 
     Returns its exit code, or the error's own after one line on standard error.
     """
+    _open_closed_streams()
     arguments = parser.parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         return _run(parser.prog, command, arguments)
     finally:
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:  # as it is where the program was started with it closed
+            if stream is not None:  # closed by whoever started us
                 _settle(stream)
 
 
@@ -38,6 +40,13 @@ def _run(prog: str, command: Callable[[argparse.Namespace], int], arguments: arg
         return error.exit_code
     except KeyboardInterrupt:
         return _INTERRUPTED
+
+
+def _open_closed_streams() -> None:
+    """Nothing opened later, a robot's serial line or a connection, may be what libraries write their errors to."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(number)
 
 
 def _settle(stream: TextIO) -> None:

@@ -23,9 +23,9 @@ from splitvla_edge.daemon.datagrams import ChannelError
 from splitvla_edge.fallback import Command, FallbackSettings, LocalChunk, Mode, Ready, State, TickInputs
 from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.fallback.snapshot import restore, take
-from splitvla_edge.operator_lines import say
 from splitvla_edge.robots.action_space import ActionSpace, Kind
 from splitvla_shared.errors import ConfigError
+from splitvla_shared.operator_lines import say
 
 MAGIC = b"SVLABOX3"  # another number whenever the machine has other state: an older one says so, and is not "damaged"
 _SEGMENT_S = 60.0

@@ -41,8 +41,6 @@ class Contract:
 class Exhausted:
     """Perception to control: the camera will never give another frame."""
 
-    frames: int
-
 
 Message = Hint | Ready | FrameSeen | Asked | Chunk | Miss | Contract | Exhausted | LocalChunk
 
@@ -53,7 +51,7 @@ _ASKED = struct.Struct("<BQIddB")
 _CHUNK = struct.Struct("<BQIddHHIQBIdB10d")
 _MISS = struct.Struct("<BQBH")
 _TEXT = struct.Struct("<BH")
-_EXHAUSTED = struct.Struct("<BQ")
+_EXHAUSTED = struct.Struct("<B")
 _LOCAL = struct.Struct("<BQdHHdI")
 
 # Not by dataclasses.astuple, which copies field by field.
@@ -239,11 +237,12 @@ def _read_contract(data: bytes) -> Contract:
 
 
 def _write_exhausted(kind: int, m: Exhausted) -> bytes:
-    return _EXHAUSTED.pack(kind, m.frames)
+    return _EXHAUSTED.pack(kind)
 
 
 def _read_exhausted(data: bytes) -> Exhausted:
-    return Exhausted(_EXHAUSTED.unpack(data)[1])
+    _EXHAUSTED.unpack(data)
+    return Exhausted()
 
 
 # Message class -> (its kind on the wire, writer, reader).

@@ -9,7 +9,7 @@ from typing import TextIO
 from splitvla_edge.daemon.control import STUCK_S
 from splitvla_edge.daemon.record import StepRecord
 from splitvla_edge.fallback import State
-from splitvla_edge.operator_lines import Printer
+from splitvla_shared.operator_lines import Printer
 
 _WELL_S = 1.0  # without a fault of the robot: a driver that fails now and then is one story
 _MOST_FAULTS = 8  # kinds of one story; a driver may put anything into its texts

@@ -253,7 +253,7 @@ class Perception:
             self._pause(UNREACHABLE_PAUSE_S)
             return None
         if exhausted and not self._said_exhausted:
-            self._said_exhausted = self._send(Exhausted(self._last_frame + 1))
+            self._said_exhausted = self._send(Exhausted())
         return None
 
     def _call(self, frame: Frame, hint: Hint) -> None:

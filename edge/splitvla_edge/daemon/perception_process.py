@@ -16,11 +16,11 @@ from splitvla_edge.fallback import Mode, Ready
 from splitvla_edge.link.security import Security
 from splitvla_edge.local.recording import recording
 from splitvla_edge.local.runner import open_runner
-from splitvla_edge.operator_lines import say
 from splitvla_edge.policy import EdgePolicy
 from splitvla_edge.robots import open_camera
 from splitvla_shared.config import load_config
 from splitvla_shared.errors import ConfigError
+from splitvla_shared.operator_lines import say
 
 
 def perceive(stream: TextIO, fd: int) -> int:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from splitvla_edge.operator_lines import say
 from splitvla_shared.errors import ConfigError
 from splitvla_shared.nouns import StageTimes
+from splitvla_shared.operator_lines import say
 
 STEPS_FILE, RUN_FILE = "steps.jsonl", "run.json"
 _QUEUE_LINES = 4096

@@ -32,7 +32,6 @@ from splitvla_edge.daemon.supervisor import Supervisor, release_subcommand, star
 from splitvla_edge.fallback import FallbackSettings, Mode, State
 from splitvla_edge.fallback.machine import FallbackMachine
 from splitvla_edge.local.settings import LocalSettings, RecordingSettings
-from splitvla_edge.operator_lines import say
 from splitvla_edge.policy_options import check_hedge
 from splitvla_edge.robots import ROBOTS, instruction_of, open_robot
 from splitvla_edge.robots.base import OpenedRobot
@@ -43,6 +42,7 @@ from splitvla_edge.robots.simulator.world import SimulatorSettings
 from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import ConfigError, RobotError
 from splitvla_shared.limits import check_instruction
+from splitvla_shared.operator_lines import say
 
 # SIGHUP: the operator's session is lost, and with it whoever watches the arm. SIGTSTP and SIGQUIT are Ctrl-Z and Ctrl-\
 # beside a moving arm: they would freeze or end the process that ticks, with the arm's last command in force.

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from splitvla_edge.daemon.datagrams import ChannelClosed, ChannelError, Datagrams
-from splitvla_edge.operator_lines import Printer
+from splitvla_shared.operator_lines import Printer
 
 FATAL = (2, 3)  # exit codes of ConfigError, ObservationError, BundleError and SpecMismatch: a restart mends none
 _BACKOFF_S = (0.1, 5.0)  # first and last; a robot stands still meanwhile

@@ -10,13 +10,13 @@ import sys
 from importlib.util import find_spec
 from typing import Any, TextIO
 
-from splitvla_edge.operator_lines import Printer
 from splitvla_edge.policy import EdgePolicy
 from splitvla_edge.policy_server.complaints import Complaints
 from splitvla_edge.policy_server.options import PolicyServerSettings
 from splitvla_shared.addresses import join_address, split_address
 from splitvla_shared.encoders import FP32
 from splitvla_shared.errors import ConfigError
+from splitvla_shared.operator_lines import Printer
 
 _LAST_WORDS_S = 1.0  # for clients to be told that there is no action; the encoder can't be interrupted
 _NEEDED = ("msgpack", "starlette", "uvicorn", "websockets")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import queue
 import sys
 import threading
@@ -17,7 +18,17 @@ _LOOK_S = 0.5  # between looks for a line of its own
 def say(text: str, stream: TextIO | None = None, prefix: str = _WHO) -> None:
     """Print a line, to standard error where no stream is named; may wait, never raises when nobody can be told."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
-        print(f"{prefix}{text}", file=sys.stderr if stream is None else stream, flush=True)
+        print(f"{prefix}{text}\n", end="", file=sys.stderr if stream is None else stream, flush=True)
+
+
+def _own_way(stream: TextIO | None) -> TextIO | None:
+    """To the same file, without a buffer: a thread that hangs there holds no lock that the process's end waits for."""
+    stream = sys.stderr if stream is None else stream
+    try:
+        raw = io.FileIO(stream.fileno(), "w", closefd=False)
+    except (AttributeError, OSError, ValueError):  # it is none, closed, or no file
+        return stream
+    return io.TextIOWrapper(raw, stream.encoding, "backslashreplace", write_through=True)
 
 
 class Printer:
@@ -29,7 +40,7 @@ class Printer:
     def __init__(
         self, stream: TextIO | None = None, look: Callable[[], str | None] | None = None, prefix: str = _WHO
     ) -> None:
-        self._stream, self._look, self._prefix = stream, look, prefix
+        self._stream, self._look, self._prefix = _own_way(stream), look, prefix
         self._queue: queue.Queue[str | None] = queue.Queue(_QUEUE_LINES)
         self._thread = threading.Thread(target=self._print, name="operator's lines", daemon=True)
         self._thread.start()
