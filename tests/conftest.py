@@ -112,7 +112,10 @@ def reference_bundles(reference_checkpoint: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Key pairs by openssl: ca.pem signs server.pem (localhost) and robot.pem; other.pem signs only itself."""
+    """Key pairs by openssl: ca.pem signs server.pem (localhost) and robot.pem; other.pem signs only itself.
+
+    locked.key is robot.key with a password.
+    """
     if shutil.which("openssl") is None:
         pytest.skip("the openssl program is absent")
     folder = tmp_path_factory.mktemp("tls")
@@ -128,6 +131,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
         signing = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
         openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signing)
+    openssl("ec", "-in", "robot.key", "-out", "locked.key", "-aes256", "-passout", "pass:secret")
     return folder
 
 

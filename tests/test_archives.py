@@ -57,3 +57,9 @@ def test_a_lone_array_is_no_archive() -> None:
     np.save(stream, np.zeros(3))
     with pytest.raises(ValueError, match=r"."):
         read_arrays(io.BytesIO(stream.getvalue()))
+
+
+def test_of_any_other_file_nobody_is_told_to_unpickle_it() -> None:
+    for data in (b"", b"\x89PNG\r\n\x1a\n0123456789", b"\x80\x04K\x01."):
+        with pytest.raises(ValueError, match=r"no numpy archive, or not whole"):
+            read_arrays(io.BytesIO(data))

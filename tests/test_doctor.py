@@ -107,7 +107,7 @@ def test_a_server_that_is_down_fails_once_and_skips_the_rest(settings: DoctorSet
     found = _by_name(results)
     assert "no server at" in found["server"].found
     assert "splitvla-cloud serve" in found["server"].remedy
-    assert found["sight"].found == "needs the server"
+    assert (found["action"].found, found["sight"].found) == ("needs the server", "needs an action")
     assert not well(results)
 
 
@@ -136,7 +136,7 @@ def test_another_model_on_the_server_fails_by_the_field(settings: DoctorSettings
     assert found["fingerprint"].verdict is FAIL
     assert "language_sha256" in found["fingerprint"].found
     assert found["round trip"].verdict is PASS
-    assert {found["action"].found, found["sight"].found} == {"needs the same model on both sides"}
+    assert (found["action"].found, found["sight"].found) == ("needs the same model on both sides", "needs an action")
 
 
 def test_a_server_that_is_not_serving_fails(settings: DoctorSettings, server: Server) -> None:
@@ -174,6 +174,14 @@ def test_names_of_images_and_actions_are_examined_as_a_run_would_use_them(settin
         found = _by_name(diagnose(Patient(_with(settings, **given))))["action"]
         assert found.verdict is FAIL, given
         assert repr(next(iter(given.values()))) in found.found
+
+
+def test_what_is_mistyped_is_no_verdict_on_link_or_model(settings: DoctorSettings) -> None:
+    found = _by_name(diagnose(Patient(_with(settings, unnorm_key="brige_orig"))))
+    assert [name for name in NAMES if found[name].verdict is FAIL] == ["bundle"]
+    assert "unknown unnorm key 'brige_orig'" in found["bundle"].found
+    found = _by_name(diagnose(Patient(_with(settings, image_pipeline="evil"))))
+    assert (found["sight"].verdict, found["sight"].found) == (SKIP, "needs an action")
 
 
 def test_a_model_that_answers_nothing_is_not_called_blind(settings: DoctorSettings, server: Server) -> None:

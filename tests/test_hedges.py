@@ -12,7 +12,7 @@ import pytest
 from splitvla_edge.link.calls import InferCall, Reply
 from splitvla_edge.link.grpc_link import GrpcLink
 from splitvla_edge.link.servers import ServerPool
-from splitvla_shared.errors import CodecError, ServerFault
+from splitvla_shared.errors import CodecError, ServerFault, Unreachable
 from splitvla_shared.wire import inference_pb2 as pb
 from tests.fake_server import SPEC, FakeServicer, answer, serving
 from tests.server_pool_rig import CALL, Rig
@@ -63,6 +63,21 @@ def test_one_late_call_between_answers_of_its_own_does_not_put_a_server_out(hedg
         fast.answer.set()
         assert isinstance(hedging.infer(), Reply)
     assert (len(hedging.a.begun), hedging.pool.address) == (4, "a:1")
+
+
+def test_a_pool_that_is_closed_in_the_middle_of_a_hedge_ends_the_call_as_the_link_does(hedging: Rig) -> None:
+    hedging.a.outcome = Unreachable("closed")
+    hedging.a.answer.set()
+    gate = threading.Event()
+    for _ in range(4):  # all threads of the pool, so that nobody waits for the answer yet
+        hedging.pool._threads.submit(gate.wait)
+
+    def close() -> None:
+        hedging.pool.close()
+        gate.set()
+
+    hedging.b.when_begun = close
+    assert isinstance(hedging.infer(), Unreachable)
 
 
 def test_a_hedge_that_fails_leaves_the_other_call_its_chance(hedging: Rig) -> None:

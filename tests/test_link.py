@@ -271,6 +271,13 @@ def test_a_server_describes_itself(link: GrpcLink) -> None:
     assert server.load.busy == 0.5
 
 
+def test_a_time_without_an_end_is_no_time_that_is_over(link: GrpcLink) -> None:
+    """gRPC would end such a call at once, and `describe` would begin it again for ever."""
+    assert link.describe(math.inf).spec == SPEC
+    assert link.health(math.inf) == "SERVING"
+    assert link.infer(_call(), math.inf).tokens
+
+
 def test_schemes_of_a_newer_server_are_left_out(servicer: FakeServicer, link: GrpcLink) -> None:
     servicer.described.schemes.append(99)  # type: ignore[arg-type]
     assert link.describe(5.0).schemes == tuple(Scheme)

@@ -201,6 +201,9 @@ def test_what_the_server_says_of_a_miss_is_kept(policy: EdgePolicy, link: FakeLi
         ({"state": np.array([np.nan], np.float32)}, "finite"),
         ({"state": np.zeros(65, np.float32)}, "64"),
         ({"state": np.zeros((2, 2), np.float32)}, "shape"),
+        ({"state": [1.0, 2.0]}, "state is list; expected an array"),
+        ({"state": np.array(["1.0"])}, "state is <U3"),
+        ({"instruction": b"pick"}, "the instruction is bytes; expected text"),
     ],
 )
 def test_an_observation_that_no_model_takes_is_refused_before_any_work(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from websockets.exceptions import ConnectionClosedError
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.frames import Frame, Opcode
 from websockets.sync.client import ClientConnection
 
@@ -126,3 +126,14 @@ def test_silent_connections_keep_others_out_for_seconds_and_the_operator_is_told
             assert connection.recv(1) == b""
     assert post(address, CALL).content != b'"error"'
     running.wait_said("too many connections are open")
+
+
+def test_of_a_websocket_that_is_refused_the_operator_reads_our_word_alone(address: str, running: PolicyServer) -> None:
+    with contextlib.ExitStack() as stack:
+        open_ones = [stack.enter_context(websocket_to(address)) for _ in range(MAX_CONNECTIONS)]
+        for websocket in open_ones:
+            websocket.recv()
+        with pytest.raises(InvalidStatus, match="503"):
+            stack.enter_context(websocket_to(address))
+        assert ask(open_ones[0], image=IMAGE, prompt="go")["actions"].shape == (1, 7)
+    assert "ASGI" not in running.output

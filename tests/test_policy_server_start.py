@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.processes import run_command
+from splitvla_edge.policy_options import PolicyOptions
 from splitvla_edge.policy_server import command
 from splitvla_edge.policy_server.command import serve_policy
 from splitvla_edge.policy_server.options import PolicyServerSettings
@@ -42,6 +44,16 @@ def test_a_port_in_use_is_said_before_a_model_is_loaded() -> None:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ConfigError, match=r"can't listen on .*in use.*--listen"):
             serve_policy(PolicyServerSettings(Path("no bundle"), "h:1", listen=listen))
+
+
+def test_more_cameras_than_the_model_takes_are_said_before_a_request_fails_for_them(tiny_bundles: Path) -> None:
+    key = next(iter(json.loads((tiny_bundles / "edge" / "statistics.json").read_text(encoding="utf-8"))))
+    options = PolicyOptions(unnorm_key=key)
+    settings = PolicyServerSettings(
+        tiny_bundles / "edge", "127.0.0.1:9", listen="127.0.0.1:0", cameras=("a", "b"), options=options
+    )
+    with pytest.raises(ConfigError, match=r"cameras names 2 pictures, a, b; this model takes 1 at most"):
+        serve_policy(settings)
 
 
 def test_without_its_libraries_it_says_which_pip_command_brings_them(monkeypatch: pytest.MonkeyPatch) -> None:

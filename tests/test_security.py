@@ -44,6 +44,32 @@ def test_a_bad_tls_file_is_named(tmp_path: Path) -> None:
         GrpcLink("h:1", security=Security(tmp_path / "no.pem", tmp_path / "no.pem", tmp_path / "no.key"))
 
 
+@pytest.mark.parametrize(
+    ("ca", "cert", "key", "message"),
+    [
+        ("ca.pem", "robot.key", "robot.pem", r"cert file .*robot\.key and key file .*robot\.pem are no certificate"),
+        ("ca.pem", "robot.pem", "server.key", r"of two machines"),
+        ("ca.pem", "robot.pem", "locked.key", r"without a password"),
+        ("ca.key", "robot.pem", "robot.key", r"ca file .*ca\.key holds no certificate"),
+    ],
+)
+def test_tls_files_that_are_mixed_up_are_named_and_no_server_that_is_away(
+    certificates: Path, ca: str, cert: str, key: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        GrpcLink("h:1", security=Security(certificates / ca, certificates / cert, certificates / key))
+
+
+def test_a_certificate_of_another_authority_is_what_the_message_says_to_check(certificates: Path) -> None:
+    security = Security(certificates / "robot.pem", certificates / "robot.pem", certificates / "robot.key")
+    with (
+        serving(FakeServicer(), credentials=_server_credentials(certificates)) as address,
+        GrpcLink(address, security=security) as link,
+        pytest.raises(Unreachable, match="certificates of both are in force and of the other's authority"),
+    ):
+        link.describe(0.5)
+
+
 def test_tls_settings_come_together_or_not_at_all() -> None:
     assert Security.from_files(None, "", None) is None
     assert Security.from_files("a", "b", "c") == Security(Path("a"), Path("b"), Path("c"))

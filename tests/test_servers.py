@@ -221,6 +221,12 @@ def test_closing_the_pool_closes_every_link(rig: Rig) -> None:
     assert (rig.a.closed, rig.b.closed) == (True, True)
 
 
+def test_a_pool_that_is_closed_says_so_as_a_single_link_does(rig: Rig) -> None:
+    rig.pool.close()
+    with pytest.raises(Unreachable, match=r"the links to a:1, b:2 are closed"):
+        rig.pool.describe(1.0)
+
+
 def test_a_breaker_sends_one_probe_at_a_time_and_waits_twice_as_long_after_a_failed_one() -> None:
     breaker = Breaker()
     breaker.failed(0.0)

@@ -162,8 +162,8 @@ def check_bundle(patient: Patient) -> Finding:
     run = patient.run.perception()
     bundle = open_bundle(run.bundle, "edge")
     patient.tables, patient.rungs = read_ladder(bundle, run.scheme)
-    patient.bundle = bundle
     dims = read_edge_model(bundle, run.unnorm_key or _any_key(bundle)).statistics.dims
+    patient.bundle = bundle  # once it is good: a mistyped key must not be told as a link that is slow
     if patient.robot_dims not in (None, dims):
         return Finding(False, f"the model gives {dims} numbers an action, the robot takes {patient.robot_dims}")
     found = f"{bundle.spec.name}, fingerprint {bundle.spec.fingerprint[:16]}, encoders {', '.join(encoders_of(bundle))}"
@@ -260,9 +260,9 @@ def check_action(patient: Patient) -> Finding:
 
 def check_sight(patient: Patient) -> Finding:
     """A black and a white image must not mean the same to the model."""
-    policy, bundle = _policy(patient), _needed(patient.bundle, "bundle")
     if not patient.acts:
         raise Skip("needs an action")
+    policy, bundle = _policy(patient), _needed(patient.bundle, "bundle")
     check_sees(policy, bundle.spec.image_size, deadline_s=_ACT_DEADLINE_S)
     return Finding(True, "a black and a white image give different tokens")
 

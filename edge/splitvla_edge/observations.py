@@ -21,5 +21,8 @@ def check_observation(observation: Observation, spec: ModelSpec) -> None:
 def _check_state(state: FloatArray | None) -> None:
     if state is None:
         return
+    if not isinstance(state, np.ndarray) or state.dtype.kind not in "fiu":
+        kind = state.dtype if isinstance(state, np.ndarray) else type(state).__name__
+        raise ObservationError(f"state is {kind}; expected an array of at most {MAX_STATE_DIMS} finite numbers")
     if state.ndim != 1 or state.size > MAX_STATE_DIMS or not np.isfinite(state).all():
         raise ObservationError(f"state has shape {state.shape}; expected at most {MAX_STATE_DIMS} finite numbers")

@@ -21,6 +21,9 @@ _UNREADABLE = (
 def read_arrays(stream: IO[bytes]) -> dict[str, npt.NDArray[Any]]:
     """Every array of what `np.savez` wrote, by its name. Raises ValueError, and nothing else, for any other file."""
     try:
+        if not zipfile.is_zipfile(stream):  # of which numpy would say how to have it unpickled
+            raise ValueError("it is no numpy archive, or not whole")
+        stream.seek(0)
         with np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except _UNREADABLE as error:

@@ -15,6 +15,8 @@ _MESSAGE_SLACK_BYTES = 16 * 1024
 
 def check_instruction(instruction: str) -> str:
     """The instruction itself. Raises ObservationError when it is empty, too long or holds control characters."""
+    if not isinstance(instruction, str):
+        raise ObservationError(f"the instruction is {type(instruction).__name__}; expected text")
     if not instruction.strip():
         raise ObservationError("the instruction is empty; say what the robot should do")
     if len(instruction) > MAX_INSTRUCTION_CHARS:

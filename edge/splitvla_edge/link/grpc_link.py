@@ -40,6 +40,12 @@ from splitvla_shared.wire import inference_pb2_grpc as rpc
 _MAX_TOKEN_ID = 1 << 24
 _KNOCK_S = 2.0
 _RECONNECT_PAUSE_S = 0.1  # as long as the channel's own first back-off
+_LONGEST_S = 1e6  # gRPC takes a time that its clock can't hold, such as infinity, for one that is over
+# By whether this side uses TLS: a server that does not like our certificate closes the connection without a word.
+_TLS_REMEDIES = {
+    False: "and that both sides use TLS or neither does",
+    True: "that the server uses TLS too, and that the certificates of both are in force and of the other's authority",
+}
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 
 
@@ -51,6 +57,7 @@ class GrpcLink:
         self.address = check_address(address)
         target = f"dns:///{self.address}"  # explicit, so that a host called "unix" is a host
         credentials = None if security is None else grpc.ssl_channel_credentials(*security.read())
+        self._tls_remedy = _TLS_REMEDIES[security is not None]
         self._connection = Connection(lambda: _Line(target, credentials))
 
     def describe(self, timeout_s: float) -> ServerDescription:
@@ -72,8 +79,7 @@ class GrpcLink:
                     raise self._failure(error, "describe") from error
             time.sleep(max(0.0, min(_RECONNECT_PAUSE_S, deadline - time.monotonic())))
         raise Unreachable(
-            f"no server at {self.address} after {timeout_s:.1f} s: {reason}; "
-            f"check the address, and that both sides use TLS or neither does"
+            f"no server at {self.address} after {timeout_s:.1f} s: {reason}; check the address, {self._tls_remedy}"
         )
 
     def health(self, timeout_s: float) -> str:
@@ -83,9 +89,9 @@ class GrpcLink:
         """
         service = pb.DESCRIPTOR.services_by_name["Inference"].full_name
         try:
-            line = self._connection.line(timeout_s)
+            line, left_s = self._line(timeout_s)
             check = health_pb2.HealthCheckRequest(service=service)
-            reply = self._heard(lambda: line.health.Check(check, timeout=timeout_s))
+            reply = self._heard(lambda: line.health.Check(check, timeout=left_s))
         except grpc.RpcError as error:
             raise self._failure(error, "health") from error
         names = health_pb2.HealthCheckResponse.ServingStatus
@@ -144,7 +150,7 @@ class GrpcLink:
 
     def _line(self, timeout_s: float) -> tuple[_Line, float]:
         """For one call, and what is then left of the time that it may take."""
-        until = time.monotonic() + timeout_s
+        until = time.monotonic() + min(timeout_s, _LONGEST_S)
         return self._connection.line(timeout_s), until - time.monotonic()
 
     def _note(self, error: grpc.RpcError | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +29,26 @@ class Security:
         return cls(Path(ca), Path(cert), Path(key))
 
     def read(self) -> tuple[bytes, bytes, bytes]:
-        """The bytes of (ca, key, cert). Raises ConfigError that names the file which is missing or not PEM."""
-        return _read_pem("ca", self.ca), _read_pem("key", self.key), _read_pem("cert", self.cert)
+        """The bytes of (ca, key, cert). Raises ConfigError naming a file that is missing, or not what it is for."""
+        data = _read_pem("ca", self.ca), _read_pem("key", self.key), _read_pem("cert", self.cert)
+        self._check_kinds()
+        return data
+
+    def _check_kinds(self) -> None:
+        """gRPC would take any PEM, and tell of a wrong one as of a server that is away."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.set_ciphers("ALL:@SECLEVEL=0")  # how strong a key must be is gRPC's to say
+        try:
+            context.load_verify_locations(self.ca)
+        except ssl.SSLError as error:
+            raise ConfigError(f"TLS ca file {self.ca} holds no certificate ({error.reason})") from error
+        try:
+            context.load_cert_chain(self.cert, self.key, password=lambda: b"")
+        except ssl.SSLError as error:
+            raise ConfigError(
+                f"TLS cert file {self.cert} and key file {self.key} are no certificate and its private key without a "
+                f"password ({error.reason}); are they swapped, or of two machines?"
+            ) from error
 
 
 def _read_pem(name: str, path: Path) -> bytes:

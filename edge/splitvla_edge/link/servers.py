@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
 from splitvla_edge.link.breaker import Breaker
 from splitvla_edge.link.calls import InferCall, Reply, ServerDescription
@@ -28,6 +28,8 @@ from splitvla_shared.errors import DeadlineMissed, LinkError, Overloaded, SpecMi
 _PROBE_S = 1.0
 _OTHERS_S = 0.1  # what a handshake waits for the next server when one has answered that can be used
 _SHED_S = 1.0  # a server that shed load is passed over for so long, unless it says for how long itself
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Pending(Protocol):
@@ -111,7 +113,7 @@ class ServerPool:
         Raises Unreachable when none answers in time. When none holds the model, one of the others is returned, whose
         differences the policy then names.
         """
-        asked = {self._threads.submit(self._look_at, server, timeout_s): server for server in self._servers}
+        asked = {self._submit(self._look_at, server, timeout_s): server for server in self._servers}
         found = self._first_usable(asked)
         errors = [error for future in asked if future.done() and (error := future.result()) is not None]
         answered = [server for future, server in asked.items() if future.done() and future.result() is None]
@@ -136,7 +138,8 @@ class ServerPool:
         return self._hedged(first, second, request, deadline_s, self._hedge_after_s)
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        # Nothing is cancelled: to whoever waits for it, what is left to do says at once that its link is closed.
+        self._threads.shutdown(wait=False)
         for server in self._servers:
             server.link.close()
 
@@ -182,7 +185,7 @@ class ServerPool:
         self, server: _Server, request: InferCall, deadline_s: float, ended: queue.SimpleQueue[Future[Reply]]
     ) -> _Call:
         pending = server.link.begin(*self._fitted(server, request, deadline_s))
-        answer = self._threads.submit(self._answer, server, pending.reply)
+        answer = self._submit(self._answer, server, pending.reply)
         answer.add_done_callback(ended.put)
         return _Call(pending, answer)
 
@@ -243,7 +246,14 @@ class ServerPool:
         now = self._clock()
         for server in self._servers:
             if server.breaker.take_probe(now):
-                self._threads.submit(self._look_at, server, _PROBE_S)
+                self._submit(self._look_at, server, _PROBE_S)
+
+    def _submit(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        try:
+            return self._threads.submit(work, *args, **kwargs)
+        except RuntimeError as error:  # the executor's only way to say that it is closed
+            addresses = ", ".join(server.link.address for server in self._servers)
+            raise Unreachable(f"the links to {addresses} are closed") from error
 
     def _holds_model(self, server: _Server) -> bool:
         return server.description is not None and server.description.spec.fingerprint == self._fingerprint

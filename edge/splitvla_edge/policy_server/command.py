@@ -42,6 +42,11 @@ def serve_policy(settings: PolicyServerSettings, out: TextIO = sys.stdout, err: 
         if not settings.loopback:
             told.say(f"INSECURE: {settings.listen} has no TLS; whoever reaches it can use the robot's policy")
         policy = stack.enter_context(EdgePolicy.open(settings.bundle, settings.server, **settings.options))
+        if len(settings.cameras) > policy.model.spec.max_cameras:
+            raise ConfigError(
+                f"cameras names {len(settings.cameras)} pictures, {', '.join(settings.cameras)}; "
+                f"this model takes {policy.model.spec.max_cameras} at most"
+            )
         if policy.selection is not None:
             told.say(f"encoder {settings.options.get('encoder', FP32)} on {policy.selection.describe()}")
         return asyncio.run(_serve(settings, policy, listener, told, ready))

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import h11
 import uvicorn
@@ -120,6 +121,13 @@ class _Http(H11Protocol):
 
 
 class _Websocket(WebSocketsSansIOProtocol):
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.close_sent:
+            # A handshake that was refused is over. uvicorn would complain of every one, past the operator's printer and
+            # on the event loop, where a terminal that hangs would hold up all clients.
+            self.handshake_complete = True
+
     def handle_cont(self, event: Frame) -> None:
         if self.close_sent:  # frames that came with the one too many
             return
