@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
-from splitvla_cloud.engine.cuda import CudaGraphs, settle
+from splitvla_cloud.engine.cuda import CudaGraphs, out_of_memory, settle
 from splitvla_cloud.engine.fp8 import convert
 from splitvla_cloud.engine.host_memory import keep_freed_memory
 from splitvla_cloud.engine.int4 import Int4Linear
@@ -271,7 +271,9 @@ def fitting(what: str, device: str, remedy: str) -> Iterator[None]:
     """Raises ConfigError where the device's memory is too small."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not out_of_memory(error):
+            raise
         raise ConfigError(f"{what} does not fit {device} ({_line(error)}); {remedy}") from error
 
 
