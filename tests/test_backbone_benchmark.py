@@ -19,7 +19,7 @@ from benchmarks.backbone.rounds import at_most, sample
 from benchmarks.backbone.session import Plan, Session, least
 from benchmarks.checkpoint.sizes import PRESETS, Sizes
 from splitvla_cloud.backbone import Backbone
-from splitvla_cloud.precision import Precision
+from splitvla_cloud.precision import Precision, quantization_config
 from splitvla_shared.errors import ConfigError, ServerFault
 
 SMALL = Sizes(llm_dim=64, llm_mlp=128, llm_layers=3)
@@ -184,12 +184,40 @@ def test_random_models_weigh_what_the_roofline_says_and_answer(
     weights = 3 * (4 * 64**2 + 3 * 64 * 128)
     layers = model.model.layers
     scales = [each for name, each in layers.named_buffers() if name.endswith("group_scales")]
+    scales += [each.quant_state.absmax[None] for each in layers.parameters() if hasattr(each, "quant_state")]
     stored = sum(each.nbytes for each in [*layers.parameters(), *scales] if each.ndim > 1)
     assert stored / weights == pytest.approx(WEIGHT_BYTES[precision], rel=0.04)
     random = np.random.default_rng(0)
     cases = make_cases(model, 1024, patches=8, count=2, random=random)
     timings = ours(Backbone(model, precision, "cpu", capacity=2, tokens=64), 0.0, 1088, random)(cases)
     assert [1 < each.passes <= DIMS for each in timings] == [True, True]
+
+
+def test_nf4_is_what_serve_makes_of_it() -> None:
+    """bitsandbytes alone would quantise the scales too: other bytes, and another kernel."""
+    served = quantization_config("nf4")
+    layers = random_llama(SMALL, "nf4", "cpu", seed=0).model.layers
+    states = [each.quant_state for each in layers.parameters() if hasattr(each, "quant_state")]
+    assert len(states) == 3 * 7
+    assert {(each.nested, each.quant_type) for each in states} == {
+        (served.bnb_4bit_use_double_quant, served.bnb_4bit_quant_type)
+    }
+
+
+def test_on_a_gpu_all_that_is_compared_is_computed_as_ours_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or in an image that switches TF32 on, the first precision's rates and generate()'s answers would be in it."""
+    done = list[str]()
+    monkeypatch.setattr(session, "settle", lambda: done.append("settled"))
+
+    def measure(device: str, dtype: object) -> Roofline:
+        done.append("measured")
+        raise ServerFault("enough")
+
+    monkeypatch.setattr(session, "measure", measure)
+    for device in ("cuda:0", "cpu"):
+        with pytest.raises(ServerFault, match="enough"):
+            session.measure_precision(Plan("tiny", device, ("fp32",), (1,), 1, 1, 0), "fp32", lambda text: None)
+    assert done == ["settled", "measured", "measured"]
 
 
 def test_a_small_run_prints_the_table_and_finds_transformers_tokens(
