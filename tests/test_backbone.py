@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from splitvla_cloud.backbone import Backbone, _read_model
+from splitvla_cloud.backbone import Backbone, _read_model, check_loadable
 from splitvla_cloud.precision import Precision
 from splitvla_cloud.prompt import Prompt
 from splitvla_shared.bundle import Bundle, open_bundle
@@ -158,6 +158,19 @@ def test_weights_that_do_not_fit_while_they_are_converted_are_too(
     monkeypatch.setattr("splitvla_cloud.backbone.convert", _scarce)
     with pytest.raises(ConfigError, match=r"^fp8 does not fit cpu .*; try precision int8 or nf4$"):
         _read_model(tiny, "fp8", "cpu")
+
+
+def test_on_a_gpu_the_numbers_are_settled_before_anything_is_computed(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`verify` asks the unsplit model first: in an image that switches TF32 on, it would answer in it."""
+    settled = list[str]()
+    monkeypatch.setattr("splitvla_cloud.backbone.select_device", lambda device: device)
+    monkeypatch.setattr("splitvla_cloud.backbone.settle", lambda: settled.append("settled"))
+    assert check_loadable(tiny, "fp32", "cpu") == "cpu"
+    assert not settled
+    assert check_loadable(tiny, "fp32", "cuda:0") == "cuda:0"
+    assert settled == ["settled"]
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta"])

@@ -186,11 +186,16 @@ class Backbone:
 
 
 def check_loadable(bundle: Bundle, precision: Precision, device: str) -> str:
-    """The device that is meant, once all is checked that costs no time. Raises what `Backbone.load` raises."""
+    """The device that is meant, once all is checked that costs no time. Raises what `Backbone.load` raises.
+
+    Sets the process up for it, so that what is computed before the backbone to hold it against, is computed alike.
+    """
     check_stored(bundle.extra.get(PRECISION_KEY), precision, bundle.path)
     device = select_device(device)
     check_device(precision, device)
     keep_libraries_offline_and_quiet()
+    if device != "cpu":
+        settle()
     check_shapes(precision, device, linears(read_config(bundle)))
     return device
 
