@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import signal
 
 import numpy as np
 import pytest
 
 from benchmarks.backbone import __main__ as command
-from benchmarks.backbone import models, session
+from benchmarks.backbone import models, roofline, session
 from benchmarks.backbone.__main__ import main
 from benchmarks.backbone.contenders import DIMS, Case, Contender, Timing, make_cases, make_draft, ours
 from benchmarks.backbone.figures import EAGER, OURS, STATIC, Condition, Measured, differing, quantiles_ms, sentences
@@ -54,10 +55,22 @@ def test_the_larger_of_bytes_and_products_bounds_a_pass() -> None:
     assert Roofline(1.0, 4.0).best(Roofline(2.0, 3.0)) == Roofline(2.0, 4.0)
 
 
+@pytest.mark.parametrize(("device", "times"), [("cpu", 1), ("cuda:0", 20)])
+def test_a_gpus_rates_are_not_lowered_by_launching_and_waiting(
+    monkeypatch: pytest.MonkeyPatch, device: str, times: int
+) -> None:
+    """A bound that counts them can be beaten."""
+    done, clock = list[str](), itertools.count()
+    monkeypatch.setattr(roofline, "synchronise", lambda device: done.append("waited"))
+    monkeypatch.setattr("benchmarks.backbone.roofline.time.perf_counter", lambda: float(next(clock)))
+    assert roofline._seconds(device, lambda: done.append("worked")) == 1.0 / times
+    assert done == ["waited", *["worked"] * times, "waited"]
+
+
 def test_each_further_pass_adds_one_row_a_robot_to_the_least_time() -> None:
-    roofline = Roofline(1e9, 1e9)
-    one, three = (least(SMALL, Condition("fp32", OURS, robots=4), passes, roofline) for passes in (1.0, 3.0))
-    assert three - one == pytest.approx(2 * pass_work(SMALL, 4, 4, 4, 4).least_s(roofline))
+    rates = Roofline(1e9, 1e9)
+    one, three = (least(SMALL, Condition("fp32", OURS, robots=4), passes, rates) for passes in (1.0, 3.0))
+    assert three - one == pytest.approx(2 * pass_work(SMALL, 4, 4, 4, 4).least_s(rates))
 
 
 def test_a_draft_is_right_at_the_share_that_is_asked_for() -> None:
