@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from splitvla_cloud.backbone import Backbone, _read_model
+from splitvla_cloud.backbone import Backbone, _read_model, check_loadable
 from splitvla_cloud.precision import Precision
 from splitvla_cloud.prompt import Prompt
 from splitvla_shared.bundle import Bundle, open_bundle
@@ -124,10 +125,29 @@ def _scarce(*args: object, **named: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.29 GiB.\nSee the documentation")
 
 
-def test_a_cache_that_does_not_fit_is_a_matter_of_the_settings(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights may fit where the keys and values of so many robots, and the buffers, do not."""
-    monkeypatch.setattr("splitvla_cloud.backbone.TorchEngine", _scarce)
-    says = r"^bf16 with max_batch 16 does not fit cpu \(CUDA out of memory.*GiB\.\); .*smaller max_batch.*int8 or nf4$"
+def _scarce_host(*args: object, **named: object) -> None:
+    torch.empty(2**58)
+
+
+def _scarce_driver(*args: object, **named: object) -> None:
+    raise RuntimeError("CUDA error: out of memory")
+
+
+@pytest.mark.parametrize(
+    ("scarce", "said"),
+    [
+        (_scarce, r"CUDA out of memory.*GiB\."),
+        (_scarce_host, "can't allocate memory"),
+        (_scarce_driver, "CUDA error: out"),
+    ],
+)
+def test_a_cache_that_does_not_fit_is_a_matter_of_the_settings(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch, scarce: Callable[..., None], said: str
+) -> None:
+    """Weights may fit where the keys and values of so many robots, and the buffers, do not; pinned ones are the
+    host's and the driver's matter."""
+    monkeypatch.setattr("splitvla_cloud.backbone.TorchEngine", scarce)
+    says = rf"^bf16 with max_batch 16 does not fit cpu \(.*{said}.*\); .*smaller max_batch.*int8 or nf4$"
     with pytest.raises(ConfigError, match=says):
         Backbone.load(tiny, "bf16", "cpu", capacity=16)
 
@@ -138,6 +158,19 @@ def test_weights_that_do_not_fit_while_they_are_converted_are_too(
     monkeypatch.setattr("splitvla_cloud.backbone.convert", _scarce)
     with pytest.raises(ConfigError, match=r"^fp8 does not fit cpu .*; try precision int8 or nf4$"):
         _read_model(tiny, "fp8", "cpu")
+
+
+def test_on_a_gpu_the_numbers_are_settled_before_anything_is_computed(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`verify` asks the unsplit model first: in an image that switches TF32 on, it would answer in it."""
+    settled = list[str]()
+    monkeypatch.setattr("splitvla_cloud.backbone.select_device", lambda device: device)
+    monkeypatch.setattr("splitvla_cloud.backbone.settle", lambda: settled.append("settled"))
+    assert check_loadable(tiny, "fp32", "cpu") == "cpu"
+    assert not settled
+    assert check_loadable(tiny, "fp32", "cuda:0") == "cuda:0"
+    assert settled == ["settled"]
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import signal
 
 import numpy as np
 import pytest
 
 from benchmarks.backbone import __main__ as command
-from benchmarks.backbone import models, session
+from benchmarks.backbone import models, roofline, session
 from benchmarks.backbone.__main__ import main
 from benchmarks.backbone.contenders import DIMS, Case, Contender, Timing, make_cases, make_draft, ours
 from benchmarks.backbone.figures import EAGER, OURS, STATIC, Condition, Measured, differing, quantiles_ms, sentences
@@ -19,7 +20,7 @@ from benchmarks.backbone.rounds import at_most, sample
 from benchmarks.backbone.session import Plan, Session, least
 from benchmarks.checkpoint.sizes import PRESETS, Sizes
 from splitvla_cloud.backbone import Backbone
-from splitvla_cloud.precision import Precision
+from splitvla_cloud.precision import Precision, quantization_config
 from splitvla_shared.errors import ConfigError, ServerFault
 
 SMALL = Sizes(llm_dim=64, llm_mlp=128, llm_layers=3)
@@ -54,10 +55,22 @@ def test_the_larger_of_bytes_and_products_bounds_a_pass() -> None:
     assert Roofline(1.0, 4.0).best(Roofline(2.0, 3.0)) == Roofline(2.0, 4.0)
 
 
+@pytest.mark.parametrize(("device", "times"), [("cpu", 1), ("cuda:0", 20)])
+def test_a_gpus_rates_are_not_lowered_by_launching_and_waiting(
+    monkeypatch: pytest.MonkeyPatch, device: str, times: int
+) -> None:
+    """A bound that counts them can be beaten."""
+    done, clock = list[str](), itertools.count()
+    monkeypatch.setattr(roofline, "synchronise", lambda device: done.append("waited"))
+    monkeypatch.setattr("benchmarks.backbone.roofline.time.perf_counter", lambda: float(next(clock)))
+    assert roofline._seconds(device, lambda: done.append("worked")) == 1.0 / times
+    assert done == ["waited", *["worked"] * times, "waited"]
+
+
 def test_each_further_pass_adds_one_row_a_robot_to_the_least_time() -> None:
-    roofline = Roofline(1e9, 1e9)
-    one, three = (least(SMALL, Condition("fp32", OURS, robots=4), passes, roofline) for passes in (1.0, 3.0))
-    assert three - one == pytest.approx(2 * pass_work(SMALL, 4, 4, 4, 4).least_s(roofline))
+    rates = Roofline(1e9, 1e9)
+    one, three = (least(SMALL, Condition("fp32", OURS, robots=4), passes, rates) for passes in (1.0, 3.0))
+    assert three - one == pytest.approx(2 * pass_work(SMALL, 4, 4, 4, 4).least_s(rates))
 
 
 def test_a_draft_is_right_at_the_share_that_is_asked_for() -> None:
@@ -184,12 +197,40 @@ def test_random_models_weigh_what_the_roofline_says_and_answer(
     weights = 3 * (4 * 64**2 + 3 * 64 * 128)
     layers = model.model.layers
     scales = [each for name, each in layers.named_buffers() if name.endswith("group_scales")]
+    scales += [each.quant_state.absmax[None] for each in layers.parameters() if hasattr(each, "quant_state")]
     stored = sum(each.nbytes for each in [*layers.parameters(), *scales] if each.ndim > 1)
     assert stored / weights == pytest.approx(WEIGHT_BYTES[precision], rel=0.04)
     random = np.random.default_rng(0)
     cases = make_cases(model, 1024, patches=8, count=2, random=random)
     timings = ours(Backbone(model, precision, "cpu", capacity=2, tokens=64), 0.0, 1088, random)(cases)
     assert [1 < each.passes <= DIMS for each in timings] == [True, True]
+
+
+def test_nf4_is_what_serve_makes_of_it() -> None:
+    """bitsandbytes alone would quantise the scales too: other bytes, and another kernel."""
+    served = quantization_config("nf4")
+    layers = random_llama(SMALL, "nf4", "cpu", seed=0).model.layers
+    states = [each.quant_state for each in layers.parameters() if hasattr(each, "quant_state")]
+    assert len(states) == 3 * 7
+    assert {(each.nested, each.quant_type) for each in states} == {
+        (served.bnb_4bit_use_double_quant, served.bnb_4bit_quant_type)
+    }
+
+
+def test_on_a_gpu_all_that_is_compared_is_computed_as_ours_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or in an image that switches TF32 on, the first precision's rates and generate()'s answers would be in it."""
+    done = list[str]()
+    monkeypatch.setattr(session, "settle", lambda: done.append("settled"))
+
+    def measure(device: str, dtype: object) -> Roofline:
+        done.append("measured")
+        raise ServerFault("enough")
+
+    monkeypatch.setattr(session, "measure", measure)
+    for device in ("cuda:0", "cpu"):
+        with pytest.raises(ServerFault, match="enough"):
+            session.measure_precision(Plan("tiny", device, ("fp32",), (1,), 1, 1, 0), "fp32", lambda text: None)
+    assert done == ["settled", "measured", "measured"]
 
 
 def test_a_small_run_prints_the_table_and_finds_transformers_tokens(

@@ -331,6 +331,7 @@ def test_a_graph_is_tried_on_a_cache_that_holds_something(backbone: Backbone) ->
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB"), True),
         (RuntimeError("CUDA error: out of memory"), True),  # the driver's: a kernel's module, a graph's launch
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: Error code 12 (Cannot allocate memory)"), True),
         (MemoryError(), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
     ],

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from splitvla_cloud.backbone import Backbone
-from splitvla_cloud.engine.compiled import compiled
-from splitvla_cloud.engine.fp8 import Fp8Linear, emulate, quantise
+from splitvla_cloud.engine import fp8
+from splitvla_cloud.engine.fp8 import Fp8Linear, emulate, quantise, quantise_at_once
 from splitvla_cloud.engine.linear import FusedFp8, project
 from splitvla_cloud.precision import check_shapes
 from splitvla_shared.bundle import open_bundle
@@ -75,10 +78,31 @@ def test_compiled_as_on_a_gpu_it_quantises_the_same_for_any_number_of_rows(rows:
     rows[3, 5], rows[4, 6] = torch.nan, torch.inf
     with torch.inference_mode():
         for count in (20, 1, 7):
-            codes, scales = compiled(quantise, dynamic=True)(rows[:count])
+            codes, scales = quantise_at_once(rows[:count])
             expected, expected_scales = quantise(rows[:count])
             torch.testing.assert_close(scales, expected_scales, rtol=1e-6, atol=0, equal_nan=True)
             torch.testing.assert_close(codes.float(), expected.float(), rtol=1 / 8, atol=0, equal_nan=True)
+
+
+def test_the_compiler_is_told_the_width_and_no_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel each for 4096 and 11008 inputs, and each of its own for one row."""
+    seen = list[tuple[int, int]]()
+
+    def record(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        (rows,) = (each for each in inputs if isinstance(each, torch.Tensor) and each.ndim == 2)
+        seen.append((sum(isinstance(each, torch.SymInt) for each in inputs), rows.shape[1]))
+        return graph.forward
+
+    @functools.cache
+    def compiled(function: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
+        return torch.compile(function, dynamic=dynamic, backend=record)
+
+    monkeypatch.setattr(fp8, "compiled", compiled)
+    with torch.inference_mode():
+        for width in (32, 48, 32):
+            for count in (300, 7, 1, 2):
+                quantise_at_once(torch.ones(count, width, dtype=torch.bfloat16))
+    assert seen == [(1, 32), (0, 32), (1, 48), (0, 48)], "sizes that are left open, and the width"
 
 
 def test_fused_layers_give_bit_for_bit_what_they_give_alone(rows: torch.Tensor) -> None:

@@ -20,7 +20,7 @@ from splitvla_cloud.engine.interface import Frame, Outcome, Tokens
 from splitvla_cloud.engine.vllm_engine import VllmEngine
 from splitvla_cloud.precision import Precision
 from splitvla_cloud.server import ServerSettings, load_backbone
-from splitvla_cloud.vllm_backbone import VllmBackbone
+from splitvla_cloud.vllm_backbone import VllmBackbone, _start
 from splitvla_shared.errors import ConfigError, EarlyStop, RequestRejected, ServerFault
 from tests.cloud_fakes import fake_bundle
 
@@ -216,6 +216,20 @@ def test_a_machine_without_vllm_is_told_what_to_install(tmp_path: Path, monkeypa
 def test_a_precision_that_vllm_is_not_asked_for_is_refused(tmp_path: Path, precision: Precision) -> None:
     with pytest.raises(ConfigError, match=f"precision {precision} is not offered with engine vllm; use fp32 or bf16"):
         VllmBackbone.load(fake_bundle(tmp_path), precision, "cpu")
+
+
+def test_a_library_that_does_not_fit_is_a_matter_of_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scarce(arguments: object) -> None:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    module = SimpleNamespace(LLMEngine=SimpleNamespace(from_engine_args=scarce))
+    monkeypatch.setitem(sys.modules, "vllm.v1.engine.llm_engine", module)
+    config = SimpleNamespace(num_hidden_layers=1, num_key_value_heads=1, head_dim=8)
+    vllm, bundle = SimpleNamespace(EngineArgs=dict), fake_bundle(tmp_path)
+    with pytest.raises(ConfigError, match=r"with max_batch 8 does not fit cuda:0 \(.*ALLOC_FAILED.*smaller max_batch"):
+        _start(vllm, bundle, config, torch.bfloat16, "cuda:0", capacity=8, tokens=512)
 
 
 def test_the_engine_is_a_setting_of_serve(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from benchmarks.checkpoint.language import llama_config
 from benchmarks.checkpoint.sizes import PRESETS as CHECKPOINTS
 from benchmarks.checkpoint.sizes import Sizes
 from benchmarks.checkpoint.weights import LOUDNESS, plan
+from splitvla_cloud.backbone import fitting
 from splitvla_cloud.engine.fp8 import convert
 from splitvla_cloud.precision import NUMERICS, Precision, check_device, keep_libraries_offline_and_quiet
 from splitvla_shared.errors import ConfigError
@@ -21,9 +22,8 @@ PRESETS: dict[str, Sizes] = {
     "2-layer-7b": dataclasses.replace(CHECKPOINTS["7b"], llm_layers=2),
     "7b": CHECKPOINTS["7b"],
 }
-# Bytes a weight of a layer takes; nf4 has a float32 scale, itself quantised to about a byte, for 64 weights, int4
-# a bfloat16 one.
-WEIGHT_BYTES: dict[str, float] = {"fp32": 4, "bf16": 2, "int8": 1, "nf4": 0.5 + 1 / 64, "fp8": 1, "int4": 0.5 + 2 / 64}
+# Bytes a weight of a layer takes; for 64 weights nf4 has a float32 scale, int4 a bfloat16 one.
+WEIGHT_BYTES: dict[str, float] = {"fp32": 4, "bf16": 2, "int8": 1, "nf4": 0.5 + 4 / 64, "fp8": 1, "int4": 0.5 + 2 / 64}
 _ROOT = "language_model."
 
 
@@ -37,16 +37,13 @@ def random_llama(sizes: Sizes, precision: Precision, device: str, seed: int) -> 
     check_device(precision, device)
     keep_libraries_offline_and_quiet()
     try:
-        model = empty_llama(sizes, NUMERICS[precision].dtype, device)
-        _draw(model, sizes, torch.Generator(device).manual_seed(seed))
-        if NUMERICS[precision].quantization is not None:
-            _quantise(model.model.layers, precision, device)
-        if (kind := NUMERICS[precision].convert) is not None:
-            convert(model, kind)
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            f"{sizes.llm_layers} layers in {precision} do not fit {device}; take another preset"
-        ) from error
+        with fitting(f"a model of {sizes.llm_layers} layers in {precision}", device, "take another preset"):
+            model = empty_llama(sizes, NUMERICS[precision].dtype, device)
+            _draw(model, sizes, torch.Generator(device).manual_seed(seed))
+            if NUMERICS[precision].quantization is not None:
+                _quantise(model.model.layers, precision, device)
+            if (kind := NUMERICS[precision].convert) is not None:
+                convert(model, kind)
     except ImportError as error:
         raise ConfigError(f"precision {precision} needs a library that is not here: {error}") from error
     model.generation_config.eos_token_id = None
@@ -90,6 +87,8 @@ def _quantised(layer: nn.Linear, precision: Precision) -> nn.Module:
         quantised = bnb.nn.Linear8bitLt(*shape, bias=False, has_fp16_weights=False, threshold=6.0)
         quantised.weight = bnb.nn.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
         return quantised
-    quantised = bnb.nn.Linear4bit(*shape, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
-    quantised.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+    # As `serve` has it: transformers does not quantise the scales too, which is what bitsandbytes itself does.
+    stored = {"compress_statistics": False, "quant_type": "nf4"}
+    quantised = bnb.nn.Linear4bit(*shape, bias=False, compute_dtype=torch.bfloat16, **stored)
+    quantised.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, **stored)
     return quantised

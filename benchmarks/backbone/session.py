@@ -16,6 +16,7 @@ from benchmarks.backbone.roofline import Roofline, measure, pass_work
 from benchmarks.backbone.rounds import Tell, sample
 from benchmarks.checkpoint.sizes import Sizes
 from splitvla_cloud.backbone import Backbone
+from splitvla_cloud.engine.cuda import settle
 from splitvla_cloud.precision import NUMERICS, Precision, check_device
 from splitvla_shared.errors import ConfigError
 
@@ -63,6 +64,8 @@ class Session:
 def measure_precision(plan: Plan, precision: Precision, tell: Tell) -> Session:
     """All rows of one precision. Raises ConfigError when the model does not fit."""
     sizes, random = PRESETS[plan.preset], np.random.default_rng(plan.seed)
+    if plan.device != "cpu":  # before what ours is held against: the rates, and the answers of generate()
+        settle()
     before = measure(plan.device, NUMERICS[precision].dtype)
     tell(f"{precision}: model")
     model = random_llama(sizes, precision, plan.device, plan.seed)

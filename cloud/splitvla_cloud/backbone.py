@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
-from splitvla_cloud.engine.cuda import CudaGraphs, settle
+from splitvla_cloud.engine.cuda import CudaGraphs, out_of_memory, settle
 from splitvla_cloud.engine.fp8 import convert
 from splitvla_cloud.engine.host_memory import keep_freed_memory
 from splitvla_cloud.engine.int4 import Int4Linear
@@ -186,11 +186,16 @@ class Backbone:
 
 
 def check_loadable(bundle: Bundle, precision: Precision, device: str) -> str:
-    """The device that is meant, once all is checked that costs no time. Raises what `Backbone.load` raises."""
+    """The device that is meant, once all is checked that costs no time. Raises what `Backbone.load` raises.
+
+    Sets the process up for it, so that what is computed before the backbone to hold it against, is computed alike.
+    """
     check_stored(bundle.extra.get(PRECISION_KEY), precision, bundle.path)
     device = select_device(device)
     check_device(precision, device)
     keep_libraries_offline_and_quiet()
+    if device != "cpu":
+        settle()
     check_shapes(precision, device, linears(read_config(bundle)))
     return device
 
@@ -271,7 +276,9 @@ def fitting(what: str, device: str, remedy: str) -> Iterator[None]:
     """Raises ConfigError where the device's memory is too small."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not out_of_memory(error):
+            raise
         raise ConfigError(f"{what} does not fit {device} ({_line(error)}); {remedy}") from error
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from splitvla_cloud.backbone import TEXT_TOKENS, Decode, allowed_ids, read_config
+from splitvla_cloud.backbone import TEXT_TOKENS, Decode, allowed_ids, fitting, read_config
 from splitvla_cloud.engine.cuda import settle
 from splitvla_cloud.engine.interface import Frame, Outcome, serve_alone
 from splitvla_cloud.engine.vllm_engine import VllmEngine
@@ -183,10 +183,10 @@ def _start(
         disable_log_stats=True,
         **on_gpu,
     )
+    what, remedy = f"{bundle.path} with max_batch {capacity}", "serve with a smaller max_batch or on a larger GPU"
     try:
-        return LLMEngine.from_engine_args(arguments)
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(f"{bundle.path} does not fit {device} ({str(error)[:120]})") from error
+        with fitting(what, device, remedy):
+            return LLMEngine.from_engine_args(arguments)
     except (ValueError, SafetensorError) as error:
         raise BundleError(f"vLLM can't load {bundle.path}: {str(error).splitlines()[0][:200]}") from error
 

@@ -16,7 +16,8 @@ import torch
 
 # Libraries choose kernels, compile and allocate workspaces in the first calls, which can't be captured.
 _WARM_UPS = 2
-_NO_MEMORY = ("out of memory", "ALLOC_FAILED")
+# The last is the system's, which torch's allocator on the host quotes.
+_NO_MEMORY = ("out of memory", "ALLOC_FAILED", "Cannot allocate memory")
 
 logger = logging.getLogger("splitvla.cloud")
 
@@ -35,10 +36,10 @@ def settle() -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Was memory short? torch has a type for its own allocator only; a library's or the driver's error is a text."""
+    """Was memory short? torch has a type for its own allocator on a GPU only; any other's error is a text."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
+    return isinstance(error, (RuntimeError, OSError)) and any(sign in str(error) for sign in _NO_MEMORY)
 
 
 def free_memory(error: BaseException) -> None:

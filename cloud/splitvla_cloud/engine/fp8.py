@@ -33,6 +33,13 @@ def quantise(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (wide / scales).to(CODE), scales
 
 
+def quantise_at_once(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`quantise` as one kernel for any number of rows of a width; one for any width too would not know that rows begin
+    at aligned places, read two bytes at a time and write one."""
+    torch._dynamo.mark_static(rows, 1)
+    return compiled(quantise, dynamic=True)(rows)
+
+
 def emulate(
     rows: torch.Tensor, row_scales: torch.Tensor, weight: torch.Tensor, weight_scales: torch.Tensor
 ) -> torch.Tensor:
@@ -66,8 +73,7 @@ def scaled_product(
 ) -> torch.Tensor:
     """Rows (..., in), quantised here, times a weight of codes (out, in) with scales (1, out): (..., out) in dtype."""
     # Step by step it is seven kernels, in front of each product.
-    quantised = compiled(quantise, dynamic=True) if rows.is_cuda else quantise
-    codes, scales = quantised(rows.view(-1, rows.shape[-1]))
+    codes, scales = (quantise_at_once if rows.is_cuda else quantise)(rows.view(-1, rows.shape[-1]))
     # The weight's transpose is a view: the kernel asks for its second matrix by columns.
     result = torch._scaled_mm(codes, weight.T, scale_a=scales, scale_b=weight_scales, out_dtype=dtype)
     if bias is not None:
