@@ -105,7 +105,8 @@ class Backbone:
         model, device = load_model(bundle, precision, device)
         tokens = bundle.spec.max_cameras * bundle.spec.patches + TEXT_TOKENS
         # `verify` and `measure-codec` ask for one place, and have no max_batch to make smaller.
-        what, remedy = precision, _SMALLER
+        what: str = precision
+        remedy = _SMALLER
         if capacity > 1:
             what = f"{precision} with max_batch {capacity}"
             remedy = "serve with a smaller max_batch, or precision int8 or nf4"
