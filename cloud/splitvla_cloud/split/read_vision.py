@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from splitvla_cloud.split.fields import Fields
 from splitvla_cloud.split.geometry import TowerGeometry, VisionGeometry
@@ -12,10 +15,13 @@ from splitvla_shared.errors import CheckpointError
 from splitvla_shared.spec import Resize
 
 ROOT = "vision_backbone."
-_DEFAULT_HEADS = 16  # of both timm models that OpenVLA uses
+# timm's models that OpenVLA is made of. Their heads and activation are seen in no tensor, and are the same in all.
+_KNOWN_TOWERS = ("vit_large_patch14_reg4_dinov2", "vit_so400m_patch14_siglip_224", "vit_so400m_patch14_siglip_384")
+_DEFAULT_HEADS = 16
 _RESIZES = {"resize-naive": Resize.NAIVE, "letterbox": Resize.LETTERBOX}
 
 Entries = Mapping[str, TensorEntry]
+Rows = Sequence[tuple[float, float, float]]
 
 
 def read_vision(config: Fields, preprocessor: Fields, entries: Entries) -> VisionGeometry:
@@ -40,6 +46,7 @@ def read_vision(config: Fields, preprocessor: Fields, entries: Entries) -> Visio
             )
     widths = tuple(_shape(entries, f"projector.fc{number}.weight", 2)[0] for number in range(1, 4 if fused else 3))
     resize, fill = _resize(config, preprocessor, means[-1])
+    _check_derived(preprocessor, means, stds, resize)
     return VisionGeometry(towers, widths, size, resize, fill)
 
 
@@ -80,11 +87,20 @@ def _tower(
 
 
 def _heads(config: Fields, index: int) -> int:
-    """`timm_model_args` is one object for all towers or a list with one a tower; without it timm's own 16."""
+    """`timm_model_args` is one object for all towers or a list with one a tower; without it timm's own 16.
+
+    Raises CheckpointError for a timm model that may have others.
+    """
     value = config.data.get("timm_model_args")
     if isinstance(value, list):
         value = value[index] if index < len(value) else None
     if value is None:
+        for name in config.items("timm_model_ids")[index : index + 1]:
+            if str(name).partition(".")[0] not in _KNOWN_TOWERS:
+                raise CheckpointError(
+                    f"{config.where}: timm_model_ids has {name!r:.80}, whose heads and activation are not known here;"
+                    f" supported are {', '.join(_KNOWN_TOWERS)}"
+                )
         return _DEFAULT_HEADS
     if not isinstance(value, Mapping):
         raise CheckpointError(f"{config.where}: timm_model_args must be an object, or a list of one a tower")
@@ -98,6 +114,26 @@ def _check_supported(config: Fields, preprocessor: Fields) -> None:
     interpolations = preprocessor.items("interpolations")
     if any(kind != "bicubic" for kind in interpolations):
         raise CheckpointError(f"{preprocessor.where}: interpolations {interpolations}; only bicubic is supported")
+
+
+def _check_derived(preprocessor: Fields, means: Rows, stds: Rows, resize: Resize) -> None:
+    """The reference saves what it made of its fields as `tvf_*`, and believes these where the file has them.
+
+    Raises CheckpointError where they say something else, because one of the two was edited.
+    """
+    letterbox = preprocessor.flag("tvf_do_letterbox", resize is Resize.LETTERBOX)
+    pairs: list[tuple[str, Any, list[Any]]] = [("tvf_do_letterbox", letterbox, [resize is Resize.LETTERBOX])]
+    for row, mean, std in zip(preprocessor.items("tvf_normalize_params"), means, stds, strict=False):
+        for name, values in (("mean", mean), ("std", std)):
+            stated = row.get(name) if isinstance(row, Mapping) else row
+            rounded = np.array(values, np.float32).tolist()
+            pairs.append((f"tvf_normalize_params {name}", stated, [list(values), rounded]))
+    for name, stated, wanted in pairs:
+        if stated not in wanted:
+            raise CheckpointError(
+                f"{preprocessor.where}: {name} is {stated!r:.80}, the other fields say {wanted[0]}; take the file"
+                " that the weights came with"
+            )
 
 
 def _image_size(config: Fields, preprocessor: Fields) -> int:
