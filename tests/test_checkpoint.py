@@ -241,6 +241,19 @@ def test_a_truncated_file_is_named(checkpoint: Path) -> None:
         Checkpoint.open(checkpoint)
 
 
+def test_a_header_that_places_two_tensors_on_the_same_bytes_is_refused(checkpoint: Path) -> None:
+    file = checkpoint / "model.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    first, second = (f"vision_backbone.featurizer.blocks.0.norm{number}.weight" for number in (1, 2))
+    header[second]["data_offsets"] = header[first]["data_offsets"]
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    with pytest.raises(CheckpointError, match=r"model.safetensors: \S+ begins at byte \d+, expected \d+; download"):
+        Checkpoint.open(checkpoint)
+
+
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     write_tiny_checkpoint(tmp_path / "cut", max_shard_bytes=1_000_000)
     next(iter(sorted((tmp_path / "cut").glob("model-00002*")))).unlink()
