@@ -150,18 +150,6 @@ CONFIG_FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("config.json", {"timm_model_args": None, "timm_model_ids": ["vit_base_patch16_siglip_224"] * 2}, "whose heads"),
     ("config.json", {"timm_override_act_layers": ["quick_gelu"]}, "timm_override_act_layers"),
     ("config.json", {"use_fused_vision_backbone": "yes"}, "expected true or false"),
-    ("preprocessor_config.json", {"means": [[0.5, 0.5, 0.5]]}, "means is .*expected 2 lists of 3 numbers"),
-    ("preprocessor_config.json", {"stds": [[0.5, 0.5, 0.0]] * 2}, "must be above zero"),
-    ("preprocessor_config.json", {"interpolations": ["bilinear"] * 2}, "only bicubic"),
-    ("preprocessor_config.json", {"input_sizes": [[3, 224, 196]] * 2}, "one square"),
-    ("preprocessor_config.json", {"input_sizes": [[3, 384, 384]] * 2}, "has 256 rows, but images of 384 px"),
-    ("preprocessor_config.json", {"image_resize_strategy": "resize-crop"}, "image_resize_strategy 'resize-crop'"),
-    ("preprocessor_config.json", {"tvf_do_letterbox": True}, "tvf_do_letterbox is True, the other fields say False"),
-    (
-        "preprocessor_config.json",
-        {"tvf_normalize_params": [{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}]},
-        r"tvf_normalize_params mean is \[0.5, 0.5, 0.5\], the other fields say \[0.4",
-    ),
     ("dataset_statistics.json", {"widowx_tiny": {"action": {"q01": [0.0]}}}, "widowx_tiny.*q01"),
     ("tokenizer.json", {"model": {"vocab": {"a": 5000}}}, "token ids reach 5000"),
     ("tokenizer.json", {"model": {"vocab": {"a": 0}}}, "no piece '▁'"),
@@ -339,18 +327,6 @@ def test_a_checkpoint_in_prismatics_own_layout_is_to_be_converted(tmp_path: Path
 def test_a_quantised_checkpoint_is_named_by_its_method(checkpoint: Path, method: str) -> None:
     _edit_json(checkpoint / "config.json", quantization_config={"quant_method": method, "bits": 4})
     with pytest.raises(CheckpointError, match=f"quantised by {method}.*take the checkpoint before quantizing"):
-        Checkpoint.open(checkpoint)
-
-
-def test_the_processor_may_be_saved_as_transformers_5_saves_it(checkpoint: Path) -> None:
-    before = Checkpoint.open(checkpoint).vision
-    image_processor = json.loads((checkpoint / "preprocessor_config.json").read_text())
-    (checkpoint / "preprocessor_config.json").unlink()
-    processor = checkpoint / "processor_config.json"
-    processor.write_text(json.dumps({"image_processor": image_processor, "processor_class": "PrismaticProcessor"}))
-    assert Checkpoint.open(checkpoint).vision == before
-    processor.write_text(json.dumps({"processor_class": "PrismaticProcessor"}))
-    with pytest.raises(CheckpointError, match=r"preprocessor_config.json is missing; copy it and tokenizer.json from"):
         Checkpoint.open(checkpoint)
 
 
