@@ -122,6 +122,17 @@ def test_a_device_that_is_not_here_is_named_before_any_frame_is_embedded(
     assert main([command, *options, "--device", "cuda:99"]) == 2
 
 
+@pytest.mark.parametrize("command", ["measure-sensitivity", "measure-codec"])
+def test_a_bundle_that_can_not_be_replaced_is_named_before_anything_is_measured(
+    tiny_bundles: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """A container's volume: a rename over it fails, when all is done."""
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "edge")
+    options = ["--bundles", str(tiny_bundles), "--frames", "nowhere", "--instruction", "go"]
+    assert main([command, *options]) == 3
+    assert "edge is a mount, which can't be replaced as a whole; mount the folder above it" in capsys.readouterr().err
+
+
 def test_a_backbone_that_is_stored_quantised_is_named_with_the_remedy(
     tiny_bundles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -152,6 +152,15 @@ def test_a_cache_that_does_not_fit_is_a_matter_of_the_settings(
         Backbone.load(tiny, "bf16", "cpu", capacity=16)
 
 
+def test_the_remedy_of_a_command_that_serves_nobody_names_no_max_batch(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`verify` and `measure-codec` take no such option."""
+    monkeypatch.setattr("splitvla_cloud.backbone.TorchEngine", _scarce)
+    with pytest.raises(ConfigError, match=r"^bf16 does not fit cpu \(CUDA out of memory.*; try precision int8 or nf4$"):
+        Backbone.load(tiny, "bf16", "cpu")
+
+
 def test_weights_that_do_not_fit_while_they_are_converted_are_too(
     tiny: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as PilImage
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import splitvla_cloud.split as split_package
@@ -166,7 +167,10 @@ def test_calibration_frames_go_through_the_pipeline_that_the_bundle_names(
     np.testing.assert_array_equal(seen, [build_pipeline(ImagePipeline.EVAL_CROP, "none", spec, GRAY)(frame)])
 
 
-@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "failure",
+    [OSError(28, "No space left on device"), SafetensorError("No space left on device"), KeyboardInterrupt()],
+)
 def test_a_failure_half_way_leaves_nothing_behind(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
@@ -175,7 +179,7 @@ def test_a_failure_half_way_leaves_nothing_behind(
         raise failure
 
     monkeypatch.setattr(split_package, "export_encoder", fail)
-    expected = BundleError if isinstance(failure, OSError) else KeyboardInterrupt
+    expected = KeyboardInterrupt if isinstance(failure, KeyboardInterrupt) else BundleError
     with pytest.raises(expected):
         split(tiny_checkpoint, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -195,14 +199,35 @@ def test_a_folder_with_anything_in_it_is_refused_untouched(tmp_path: Path, tiny_
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize("kind", ["link", "mount", "current"])
+def test_an_empty_folder_that_no_rename_can_replace_is_found_before_any_weight_is_read(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    if kind == "link":
+        out = tmp_path / "link"
+        out.symlink_to(tmp_path / "out")
+    elif kind == "mount":  # a container's volume
+        monkeypatch.setattr(Path, "is_mount", lambda path: path == out)
+    else:
+        monkeypatch.chdir(out)
+        out = Path()
+    with pytest.raises(BundleError, match=r"can't be replaced as a whole; name a folder in it: --out .*bundles"):
+        split(tiny_checkpoint, out)
+
+
 def test_a_disk_without_room_is_found_before_anything_is_written(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
-    with pytest.raises(BundleError, match="GB free, the bundles need"):
+    with pytest.raises(BundleError, match=r"GB free, the bundles need \d+\.\d GB$"):
         split(tiny_checkpoint, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".out.partial-x1").mkdir()  # of a run that was killed
+    with pytest.raises(BundleError, match=r"GB; remove \.out\.partial-x1 there, unless another split is writing it$"):
+        split(tiny_checkpoint, tmp_path / "out")
 
 
 @pytest.mark.usefixtures("no_export")

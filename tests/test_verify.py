@@ -157,6 +157,17 @@ def test_other_statistics_end_with_an_error_code_and_the_table(
     assert "stage 'bundles' differs: the action statistics are not the checkpoint's" in err.splitlines()[-1]
 
 
+def test_another_way_to_a_square_is_found(tiny_checkpoint: Path, tiny_bundles: Path, tmp_path: Path) -> None:
+    """The bundle says how the robot resizes; no pixel, weight or token that is compared shows it."""
+    other = Path(shutil.copytree(tiny_checkpoint, tmp_path / "letterbox"))
+    file = other / "preprocessor_config.json"
+    changed = {"image_resize_strategy": "letterbox", "tvf_do_letterbox": True}
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    rows = verify(VerifyRequest(other, tiny_bundles, device="cpu")).rows
+    assert [row.passed for row in rows] == [False]
+    assert "become square in another way" in rows[0].worst
+
+
 def test_a_model_that_does_not_see_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """A projector of zeros: every stage agrees with the checkpoint, and the robot would move all the same."""
 

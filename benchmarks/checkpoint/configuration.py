@@ -90,18 +90,36 @@ def _llama_widths(sizes: Sizes) -> dict[str, int]:
 def _preprocessor_config(sizes: Sizes, layout: Layout) -> dict[str, Any]:
     fused = layout == "fused"
     towers = 1 + fused
+    means = [[0.485, 0.456, 0.406]] * fused + [[0.5, 0.5, 0.5]]
+    stds = [[0.229, 0.224, 0.225]] * fused + [[0.5, 0.5, 0.5]]
+    side = sizes.image_size
     return {
         "image_processor_type": "PrismaticImageProcessor",
         "processor_class": "PrismaticProcessor",
         "use_fused_vision_backbone": fused,
         "image_resize_strategy": "resize-naive" if fused else "letterbox",
-        "input_sizes": [[3, sizes.image_size, sizes.image_size]] * towers,
+        "input_sizes": [[3, side, side]] * towers,
         "interpolations": ["bicubic"] * towers,
-        "means": [[0.485, 0.456, 0.406]] * fused + [[0.5, 0.5, 0.5]],
-        "stds": [[0.229, 0.224, 0.225]] * fused + [[0.5, 0.5, 0.5]],
+        "means": means,
+        "stds": stds,
+        "tvf_resize_params": [
+            {"size": [side, side] if fused else side, "interpolation": 3, "max_size": None, "antialias": True}
+        ]
+        * towers,
+        "tvf_crop_params": [{"output_size": [side, side]}] * towers,
+        # Rounded as in openvla-7b's own file, which was written under bfloat16.
+        "tvf_normalize_params": [
+            {"mean": _in_bfloat16(mean), "std": _in_bfloat16(std), "inplace": False}
+            for mean, std in zip(means, stds, strict=True)
+        ],
         "tvf_do_letterbox": not fused,
         "tvf_letterbox_fill": None if fused else [127, 127, 127],
     }
+
+
+def _in_bfloat16(values: list[float]) -> list[float]:
+    rounded: list[float] = torch.tensor(values, dtype=torch.bfloat16).tolist()
+    return rounded
 
 
 def _statistics(dims: int, seed: int) -> dict[str, Any]:

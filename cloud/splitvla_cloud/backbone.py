@@ -104,8 +104,13 @@ class Backbone:
         """
         model, device = load_model(bundle, precision, device)
         tokens = bundle.spec.max_cameras * bundle.spec.patches + TEXT_TOKENS
-        remedy = "serve with a smaller max_batch, or precision int8 or nf4"
-        with fitting(f"{precision} with max_batch {capacity}", device, remedy):
+        # `verify` and `measure-codec` ask for one place, and have no max_batch to make smaller.
+        what: str = precision
+        remedy = _SMALLER
+        if capacity > 1:
+            what = f"{precision} with max_batch {capacity}"
+            remedy = "serve with a smaller max_batch, or precision int8 or nf4"
+        with fitting(what, device, remedy):
             backbone = cls(model, precision, device, allowed_ids(bundle, decode), capacity=capacity, tokens=tokens)
         if not backbone._eos - {None}:
             raise BundleError(f"{bundle.path}/generation_config.json names no eos_token_id; split again")

@@ -12,13 +12,18 @@ from splitvla_shared.encoders import ENCODER_FILES, FP32
 from splitvla_shared.errors import BundleError
 from splitvla_shared.nouns import FloatArray
 from splitvla_shared.preprocess.image_pipelines import build_pipeline, read_fill, read_pipeline
+from splitvla_shared.replaced import check_place
 
 
 def open_halves(bundles: Path) -> tuple[Bundle, Bundle]:
-    """edge/ and cloud/ of the folder. Raises BundleError when they do not belong together."""
+    """edge/ and cloud/ of the folder, whose edge/ can be replaced by what is measured.
+
+    Raises BundleError when it can't, or when the two do not belong together.
+    """
     edge, cloud = open_bundle(bundles / "edge", "edge"), open_bundle(bundles / "cloud", "cloud")
     if lines := edge.spec.differences(cloud.spec):
         raise BundleError(f"{bundles} holds halves of two models: {lines[0]}; see `adopt-codec`")
+    check_place(edge.path)
     return edge, cloud
 
 

@@ -23,7 +23,9 @@ _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
 
 
 def check_place(path: Path) -> None:
-    """Raises BundleError when nothing can be written beside `path`: an early answer, no promise."""
+    """Raises BundleError when `path` can't be replaced, or nothing written beside it: an early answer, no promise."""
+    if path.is_mount():
+        raise BundleError(f"{path} is a mount, which can't be replaced as a whole; mount the folder above it")
     parent = path.resolve().parent
     if not os.access(parent, os.W_OK | os.X_OK):
         raise BundleError(f"{parent} is not there or can't be written; {path.name} can't be replaced or made in it")

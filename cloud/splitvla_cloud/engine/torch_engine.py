@@ -225,9 +225,10 @@ class TorchEngine:
             except RuntimeError as broken:  # after most CUDA errors nothing works any more: the worker counts faults
                 error.__context__ = broken
         if out_of_memory(error):
+            smaller = "serve with a smaller max_batch" if self.capacity > 1 else "take a device with more memory"
             error = ServerFault(
                 f"frame {sequence.frame.sequence}: out of memory on {self._llama.device} with "
-                f"{len(sequence.prompt)} tokens; serve with a smaller max_batch or another precision"
+                f"{len(sequence.prompt)} tokens; {smaller} or another precision"
             )
         return Outcome(sequence.frame, error)
 

@@ -8,11 +8,18 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from splitvla_shared.errors import BundleError
 
 
 def check_vacant(out: Path) -> None:
-    """Raises BundleError when something is already at `out`; an empty folder may be."""
+    """Raises BundleError when something is already at `out`; an empty folder may be, where a rename can replace it."""
+    if out.is_dir() and (out.is_symlink() or out.is_mount() or out.samefile(Path.cwd())):
+        raise BundleError(
+            f"{out} is a link, a mount or the folder you are in, and can't be replaced as a whole; name a folder in it:"
+            f" --out {out / 'bundles'}"
+        )
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists() or out.is_symlink():
@@ -24,7 +31,10 @@ def check_room(out: Path, needed_bytes: int) -> None:
     folder = next(parent for parent in out.resolve().parents if parent.is_dir())
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
-        raise BundleError(f"{folder} has {free / 1e9:.1f} GB free, the bundles need {needed_bytes / 1e9:.1f} GB")
+        left = sorted(file.name for file in folder.iterdir() if file.name.startswith(f".{out.name}.partial-"))
+        remedy = f"; remove {left[0]} there, unless another split is writing it" if left else ""
+        has = f"{folder} has {free / 1e9:.1f} GB free"
+        raise BundleError(f"{has}, the bundles need {needed_bytes / 1e9:.1f} GB{remedy}")
 
 
 @contextlib.contextmanager
@@ -42,5 +52,6 @@ def placed_whole(out: Path) -> Iterator[Path]:
             whole.mkdir()
             yield whole
             whole.replace(out)
-    except OSError as error:
-        raise BundleError(f"can't write {out}: {error.strerror or error}; nothing was left there") from error
+    except (OSError, SafetensorError) as error:  # the library's own writer says in its own error that the disk is full
+        reason = getattr(error, "strerror", None) or error
+        raise BundleError(f"can't write {out}: {reason}; nothing was left there") from error

@@ -51,12 +51,22 @@ def _check_plain_llama(text: Fields) -> None:
         raise CheckpointError(f"{text.where}: hidden_act is {activation!r}; only {_ACTIVATION} backbones can be split")
     if text.flag("tie_word_embeddings", False):
         raise CheckpointError(f"{text.where}: tie_word_embeddings is true; only untied language models can be split")
-    scaling = text.data.get("rope_scaling") or text.data.get("rope_parameters") or {}
-    rope = scaling.get("rope_type", scaling.get("type", "default")) if isinstance(scaling, dict) else scaling
-    if rope != "default":
-        raise CheckpointError(f"{text.where}: rope_scaling {rope!r} is unsupported; expected none")
+    for name in ("rope_scaling", "rope_parameters"):
+        scaling = text.data.get(name) or {}
+        rope = scaling.get("rope_type", scaling.get("type", "default")) if isinstance(scaling, dict) else scaling
+        if rope != "default":
+            raise CheckpointError(f"{text.where}: {name} {rope!r} is unsupported; expected none")
 
 
 def _rope_theta(text: Fields) -> float:
-    """Older configs hold `rope_theta` itself, transformers 5 writes it into `rope_parameters`."""
-    return text.real("rope_theta", text.table("rope_parameters", {}).real("rope_theta", 10000.0))
+    """Older configs hold `rope_theta` itself, transformers 5 writes it into `rope_parameters`.
+
+    Raises CheckpointError where the two differ: each version of transformers takes its own.
+    """
+    theta = text.real("rope_theta", text.table("rope_parameters", {}).real("rope_theta", 10000.0))
+    newer = text.table("rope_parameters", {}).real("rope_theta", theta)
+    if newer != theta:
+        raise CheckpointError(
+            f"{text.where}: rope_theta is {theta:g}, rope_parameters says {newer:g}; keep that of the training"
+        )
+    return theta

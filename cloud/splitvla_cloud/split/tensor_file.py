@@ -86,7 +86,13 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; is the download complete?") from error
     entries = {name: _entry(path, name, value, data_start) for name, value in header.items() if name != "__metadata__"}
-    end = max((entry.start + entry.size for entry in entries.values()), default=data_start)
+    end = data_start
+    # One behind the other, as the library itself asks for: two that share bytes would be another model.
+    for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.size)):
+        if entry.start != end:
+            where = f"{entry.name} begins at byte {entry.start}, expected {end}"
+            raise CheckpointError(f"{path}: {where}; download it again")
+        end += entry.size
     if end != size:
         raise CheckpointError(f"{path} has {size} bytes, its header describes {end}; download it again")
     return entries

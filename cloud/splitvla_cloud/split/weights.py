@@ -104,6 +104,13 @@ def _read_sharded(path: Path) -> dict[str, TensorEntry]:
         if name not in shards[shard]:
             raise CheckpointError(f"{path / shard} has no tensor {name}, which {INDEX} places there; download it again")
         entries[name] = shards[shard][name]
+    # transformers loads whatever lies in the files: with one of these the model would be another one than is split.
+    for shard, found in shards.items():
+        for name in found:
+            if index.data.get(name) != shard:
+                raise CheckpointError(
+                    f"{path / shard} has a tensor {name}, which {INDEX} does not place there; download both again"
+                )
     return entries
 
 

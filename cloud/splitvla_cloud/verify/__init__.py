@@ -27,6 +27,8 @@ from splitvla_shared.actions import parse_statistics, select_statistics
 from splitvla_shared.bundle import Bundle, file_sha256, open_bundle
 from splitvla_shared.errors import BundleError
 from splitvla_shared.nouns import Image
+from splitvla_shared.preprocess.image_pipelines import read_fill
+from splitvla_shared.preprocess.images import GRAY
 from splitvla_shared.probe import blindness
 
 __all__ = ["Verification", "VerifyRequest", "render_rows", "verify"]
@@ -138,6 +140,10 @@ def _bundles_row(source: Checkpoint, edge: Bundle, cloud: Bundle) -> Row:
         wrong.append("the action statistics are not the checkpoint's")
     if edge.spec.tokenizer_sha256 != file_sha256(source.path / TOKENIZER):
         wrong.append("the tokenizer is not the checkpoint's")
+    if (edge.spec.resize, edge.spec.image_size) != (source.vision.resize, source.vision.image_size):
+        wrong.append("frames become square in another way than the checkpoint's")
+    elif read_fill(edge) != (source.vision.letterbox_fill or GRAY):
+        wrong.append("frames are padded with another colour than the checkpoint's")
     files = sum(1 for bundle in (edge, cloud) for file in bundle.path.rglob("*") if file.is_file())
     return Row("bundles", f"{files} files by SHA-256, both specs", "; ".join(wrong) or "none", "none", not wrong)
 
