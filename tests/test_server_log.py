@@ -65,6 +65,14 @@ def test_an_exception_s_lines_are_one() -> None:
     assert lines[0].startswith("a pass failed\nTraceback")
 
 
+def test_a_line_that_cannot_be_written_ends_nothing_and_says_so() -> None:
+    lines: list[str] = []
+    logger = logging.Logger("test")
+    logger.addHandler(SeldomHandler(lines.append))
+    logger.warning("%d robots", "many")
+    assert lines[0].startswith("WARNING '%d robots' can't be written: TypeError")
+
+
 def test_strangers_whose_handshake_fails_fill_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """gRPC's C core has a line on standard error for each, whatever logging is told."""
     monkeypatch.delenv("GRPC_VERBOSITY", raising=False)

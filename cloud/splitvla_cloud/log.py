@@ -40,4 +40,8 @@ class SeldomHandler(logging.Handler):
         kind.lines += 1
         if kind.lines <= _MOST:
             more = f" (and {left_out} more such lines before it)" if left_out else ""
-            self._say(f"{self.format(record)}{more}")
+            try:
+                line = self.format(record)
+            except Exception as error:  # noqa: BLE001 - a slip of who logs must not end the pass that it logs of
+                line = f"{record.levelname} {record.msg!r} can't be written: {error!r}"
+            self._say(f"{line}{more}")
