@@ -364,22 +364,6 @@ def test_connect_names_the_half_that_is_needed(tiny_bundles: Path) -> None:
         EdgePolicy.connect(tiny_bundles / "cloud", "127.0.0.1:1")
 
 
-@pytest.mark.parametrize(
-    ("server", "hedge_ms", "reason"),
-    [
-        ("127.0.0.1:1", 120, r"hedge_ms is 120; it needs two servers: --server A,B"),
-        ("127.0.0.1:1,127.0.0.1:2", 0.0, r"hedge_ms is 0; expected above 0"),
-        ("127.0.0.1:1,127.0.0.1:2", -120.0, r"hedge_ms is -120; expected above 0"),
-        ("127.0.0.1:1,127.0.0.1:2", float("nan"), r"hedge_ms is nan; expected above 0"),
-    ],
-)
-def test_a_hedge_that_makes_no_sense_is_refused_before_anything_is_loaded(
-    tmp_path: Path, server: str, hedge_ms: float, reason: str
-) -> None:
-    with pytest.raises(ConfigError, match=reason):
-        EdgePolicy.open(tmp_path / "no-bundle", server, hedge_ms=hedge_ms)
-
-
 def test_the_last_answer_is_the_next_frames_draft_until_a_new_handshake(policy: EdgePolicy, link: FakeLink) -> None:
     first = (MIDDLE, 31999, 31744, MIDDLE, MIDDLE, MIDDLE, 31744)
     link.outcome = Reply(1, tokens=first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +43,19 @@ def test_the_options_are_the_keywords_of_open() -> None:
 def test_a_tls_file_alone_is_refused() -> None:
     with pytest.raises(ConfigError, match="tls_cert, tls_key"):
         _read("--tls-ca", "ca.pem")
+
+
+@pytest.mark.parametrize(
+    ("server", "hedge_ms", "reason"),
+    [
+        ("127.0.0.1:1", 120, r"hedge_ms is 120; it needs two servers: --server A,B"),
+        ("127.0.0.1:1,127.0.0.1:2", 0.0, r"hedge_ms is 0; expected above 0"),
+        ("127.0.0.1:1,127.0.0.1:2", -120.0, r"hedge_ms is -120; expected above 0"),
+        ("127.0.0.1:1,127.0.0.1:2", float("nan"), r"hedge_ms is nan; expected above 0"),
+    ],
+)
+def test_a_hedge_that_makes_no_sense_is_refused_before_anything_is_loaded(
+    tmp_path: Path, server: str, hedge_ms: float, reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        EdgePolicy.open(tmp_path / "no-bundle", server, hedge_ms=hedge_ms)
