@@ -10,7 +10,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from splitvla_cloud import listener
 from splitvla_shared.bundle import Bundle
+from splitvla_shared.errors import ServerFault
+from splitvla_shared.wire import inference_pb2 as pb
 from splitvla_shared.wire.inference_pb2_grpc import InferenceStub
 from tests.cloud_fakes import WAIT_S, FakeBackbone, fake_bundle, request, serving
 
@@ -85,5 +88,47 @@ def test_a_call_whose_path_is_not_utf8_does_not_close_the_port_for_good(bundle: 
                     stub = InferenceStub(channel)  # type: ignore[no-untyped-call]
                     reply = await stub.Infer(request(sequence), timeout=WAIT_S, wait_for_ready=True)
                     assert reply.sequence == sequence
+
+    asyncio.run(run())
+
+
+def test_a_call_that_ends_grpcs_loop_as_the_server_leaves_is_no_fault_of_leaving(bundle: Bundle) -> None:
+    async def run() -> None:
+        async with serving(bundle, FakeBackbone()) as served:
+            _, writer = await asyncio.open_connection("127.0.0.1", served.server.port)
+            writer.write(call(b"/\xff"))
+            await writer.drain()
+            await asyncio.sleep(0.05)  # the call is in the kernel's or in gRPC's hands by now; either is to be survived
+            await asyncio.wait_for(served.server.stop(0), WAIT_S)
+            writer.close()
+
+    asyncio.run(run())
+
+
+def test_a_port_that_another_process_took_meanwhile_is_a_fault_that_a_restart_may_mend(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with serving(bundle, FakeBackbone()) as served:
+            monkeypatch.setattr(listener, "_AGAIN_S", 0.0)
+            monkeypatch.setattr(listener, "port_is_taken", lambda host, port: True)
+            _, writer = await asyncio.open_connection("127.0.0.1", served.server.port)
+            writer.write(call(b"/\xff"))
+            with pytest.raises(ServerFault, match=f"the port is lost: 127.0.0.1:{served.server.port} is in use"):
+                await asyncio.wait_for(served.server.last(), WAIT_S)
+            writer.close()
+
+    asyncio.run(run())
+
+
+def test_a_describe_with_bytes_that_mean_nothing_is_answered(bundle: Bundle) -> None:
+    """An empty message may get fields; those of a later robot are not this server's."""
+
+    async def run() -> None:
+        async with serving(bundle, FakeBackbone()) as served:
+            describe = served.channel.unary_unary(
+                "/splitvla.v1.Inference/Describe", response_deserializer=pb.DescribeReply.FromString
+            )
+            assert (await describe(b"\xff", timeout=WAIT_S)).spec.name
 
     asyncio.run(run())

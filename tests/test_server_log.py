@@ -40,17 +40,30 @@ def test_of_one_kind_of_line_there_are_few_and_how_many_were_left_out_is_told() 
     logger = logging.Logger("test")
     logger.addHandler(handler)
 
-    def refuse(times: int) -> None:
+    def refuse(session: int, times: int) -> None:
         for number in range(times):
-            logger.info("robot %d is refused", number)
+            logger.info("frame %d is refused", number, extra={"session": session})
 
-    refuse(50)
-    assert lines == [f"robot {number} is refused" for number in range(20)]
-    logger.error("the GPU is gone")
-    assert lines.pop() == "the GPU is gone"
+    refuse(1, 50)
+    assert lines == [f"frame {number} is refused" for number in range(10)]
+    refuse(2, 1)
+    assert lines[10:] == ["frame 0 is refused"], "one robot's refusals hid another's"
     now[0] += 10
-    refuse(2)
-    assert lines[20:] == ["robot 0 is refused (and 30 more such lines before it)", "robot 1 is refused"]
+    refuse(1, 11)
+    assert lines[11] == "40 more lines like those above were left out in 10 s"
+    handler.close()
+    assert lines[22:] == ["1 more lines like those above were left out in 0 s"]
+
+
+def test_peers_that_take_a_session_a_call_do_not_fill_the_log_and_hide_no_error() -> None:
+    lines: list[str] = []
+    logger = logging.Logger("test")
+    logger.addHandler(SeldomHandler(lines.append, lambda: 0.0))
+    for session in range(10_000):
+        logger.info("refused", extra={"session": session})
+    assert len(lines) == 200
+    logger.error("the GPU is gone")
+    assert lines[-1] == "the GPU is gone"
 
 
 def test_an_exception_s_lines_are_one() -> None:
@@ -75,11 +88,11 @@ def test_a_line_that_cannot_be_written_ends_nothing_and_says_so() -> None:
 
 def test_strangers_whose_handshake_fails_fill_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """gRPC's C core has a line on standard error for each, whatever logging is told."""
-    monkeypatch.delenv("GRPC_VERBOSITY", raising=False)
+    monkeypatch.setenv("GRPC_VERBOSITY", "restored afterwards")
+    monkeypatch.delenv("GRPC_VERBOSITY")
     monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
     assert main(["serve", "--bundle", str(tmp_path)]) == 3
     assert os.environ["GRPC_VERBOSITY"] == "ERROR"
-    monkeypatch.delenv("GRPC_VERBOSITY")
 
 
 @contextlib.contextmanager

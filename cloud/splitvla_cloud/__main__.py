@@ -268,7 +268,9 @@ def _serve(arguments: argparse.Namespace) -> int:
         stack.callback(told.close)
         stack.callback(ready.close)
         form = "%(asctime)s %(levelname)s %(message)s"
-        logging.basicConfig(level=logging.INFO, format=form, handlers=[SeldomHandler(told.say)])
+        log = SeldomHandler(told.say)
+        stack.callback(log.close)
+        logging.basicConfig(level=logging.INFO, format=form, handlers=[log])
         for line in describe_config(settings):
             ready.say(f"  {line}")
         return serve(settings, say=ready.say)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 _WINDOW_S = 10.0
-_MOST = 20  # lines of one kind in a window: a robot that is refused at 5 Hz, or a peer that floods, fills no disk
-
-
-@dataclass(slots=True)
-class _Kind:
-    """Mutable: since when its lines are counted, and how many there were."""
-
-    since: float
-    lines: int = 0
+# In a window. A robot that is refused at 5 Hz must not hide another's first refusal, nor peers that flood fill a disk.
+_MOST_OF_A_KIND, _MOST = 10, 200
 
 
 class SeldomHandler(logging.Handler):
-    """Lines of one statement of the code are one kind; what is too many is counted, and told with the next that is not.
+    """Lines of one statement of the code about one session are one kind; what is too many is left out and counted.
+
+    A session is what the statement names as `extra={"session": ...}`. Warnings and errors are only held to their kind's
+    share: no peer's noise may hide that the GPU is gone.
 
     say: gets each line; it may neither wait nor raise, because it is called by the event loop and the GPU's thread.
     """
@@ -28,20 +24,32 @@ class SeldomHandler(logging.Handler):
     def __init__(self, say: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._say, self._clock = say, clock
-        self._kinds: dict[tuple[str, int], _Kind] = {}  # by file and line, not by text, which a peer might choose
+        self._since = clock()
+        self._lines: Counter[tuple[str, int, object]] = Counter()  # by file, line and session; of this window
+        self._left_out = 0
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self._clock() - self._since >= _WINDOW_S:
+            self._begin_window()
+        kind = (record.pathname, record.lineno, getattr(record, "session", None))
+        room = record.levelno >= logging.WARNING or self._lines.total() < _MOST
+        if not room or self._lines[kind] >= _MOST_OF_A_KIND:
+            self._left_out += 1
+            return
+        self._lines[kind] += 1
+        try:
+            line = self.format(record)
+        except Exception as error:  # noqa: BLE001 - a slip of who logs must not end the pass that it logs of
+            line = f"{record.levelname} {record.msg!r} can't be written: {error!r}"
+        self._say(line)
+
+    def close(self) -> None:
+        self._begin_window()
+        super().close()
+
+    def _begin_window(self) -> None:
         now = self._clock()
-        kind = self._kinds.setdefault((record.pathname, record.lineno), _Kind(now))
-        left_out = 0
-        if now - kind.since >= _WINDOW_S:
-            left_out = max(0, kind.lines - _MOST)
-            kind.since, kind.lines = now, 0
-        kind.lines += 1
-        if kind.lines <= _MOST:
-            more = f" (and {left_out} more such lines before it)" if left_out else ""
-            try:
-                line = self.format(record)
-            except Exception as error:  # noqa: BLE001 - a slip of who logs must not end the pass that it logs of
-                line = f"{record.levelname} {record.msg!r} can't be written: {error!r}"
-            self._say(f"{line}{more}")
+        if self._left_out:
+            self._say(f"{self._left_out} more lines like those above were left out in {now - self._since:.0f} s")
+        self._since, self._left_out = now, 0
+        self._lines.clear()

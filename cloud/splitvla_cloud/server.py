@@ -21,11 +21,12 @@ from grpc_reflection.v1alpha import reflection
 
 from splitvla_cloud.engine.interface import Engine
 from splitvla_cloud.health import Health
+from splitvla_cloud.listener import Listener, port_in_use
 from splitvla_cloud.prompt import Prompt
 from splitvla_cloud.service import InferenceService, read_request
 from splitvla_cloud.settings import ServerSettings, credentials, port_is_taken
 from splitvla_cloud.worker import GpuWorker
-from splitvla_shared.addresses import is_loopback, join_address, split_address
+from splitvla_shared.addresses import split_address
 from splitvla_shared.bundle import Bundle, open_bundle
 from splitvla_shared.codec.bundled import read_tables
 from splitvla_shared.errors import ConfigError, ServerFault
@@ -45,9 +46,7 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 # Health watches and Describe count too, so this lies far above what the queue admits; each connection has 8 streams.
 _MAX_RPCS = 256
-_BIND_EVERY_S = 0.1
 _STOP_GRACE_S = 2.0
-_LOOK_S = 1.0  # how often to look whether gRPC still listens
 _LOOKS_PER_HANG = 4  # how often within hang_s the watch looks at the running pass
 
 
@@ -90,7 +89,7 @@ def serve(settings: ServerSettings, load: LoadBackbone = load_backbone, say: Say
     host, port = split_address(settings.listen)
     credentials(settings)  # what is wrong with the settings is said before gigabytes are read
     if port and not settings.bind_wait_s and port_is_taken(host, port):
-        raise _port_in_use(settings)
+        raise port_in_use(settings.listen)
     bundle = open_bundle(settings.bundle, "cloud")
     return asyncio.run(_serve(CloudServer(bundle, settings, load, say)))
 
@@ -107,10 +106,13 @@ class CloudServer:
         self._worker = GpuWorker(lambda: load(bundle, settings), settings.queue_limit)
         self._service = InferenceService(bundle.spec, prompt, self._worker, settings.numerics, read_tables(bundle))
         self._health = Health(("", _SERVICE))
-        self._server: grpc.aio.Server | None = None
+        self._listener = Listener(self._build, settings.listen, credentials(settings))
         self._watching: asyncio.Task[None] | None = None
-        self._listening: asyncio.Task[None] | None = None
-        self.port = 0
+
+    @property
+    def port(self) -> int:
+        """What is bound, also where the settings say 0."""
+        return self._listener.port
 
     @property
     def ended(self) -> Future[None]:
@@ -125,22 +127,19 @@ class CloudServer:
             backbone = await asyncio.wrap_future(self._worker.ready)
             if port_is_taken(*split_address(self._settings.listen)):
                 self._say(f"loaded; waiting for {self._settings.listen}, which another process holds")
-            await self._listen(wait_s)
+            await self._listener.open(wait_s)
         else:
-            await self._listen(0.0)
-            backbone = await asyncio.wrap_future(self._worker.ready)
+            await self._listener.open()
+            backbone = await _unless(asyncio.wrap_future(self._worker.ready), self._listener.lost())
         self._health.set(health_pb2.HealthCheckResponse.SERVING)
         self._watching = asyncio.ensure_future(self._watch())
         spec, seconds = self._bundle.spec, time.monotonic() - started
         self._say(f"serving {spec.name} {spec.fingerprint[:16]}: {backbone.describe()}, up in {seconds:.1f} s")
-        host, _ = split_address(self._settings.listen)
-        self._say(f"ready on {join_address(host, self.port)}")
+        self._say(f"ready on {self._listener.address}")
 
     async def last(self) -> None:
-        """Never returns. Raises ServerFault when the GPU thread has ended, ConfigError when the port is lost."""
-        assert self._listening is not None, "after `start`"
-        await _first(self._listening, asyncio.wrap_future(self.ended))
-        self.ended.result()
+        """Never returns. Raises ServerFault when the GPU thread has ended, or the port is lost."""
+        await _unless(asyncio.wrap_future(self.ended), self._listener.lost())
         raise ServerFault("the GPU thread ended; its traceback is in the log")
 
     async def drain(self) -> None:
@@ -154,12 +153,10 @@ class CloudServer:
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, give running ones `grace_s`, then let go of port and GPU thread."""
-        for task in (self._watching, self._listening):
-            if task is not None:
-                task.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         self._health.set(health_pb2.HealthCheckResponse.NOT_SERVING)
-        if self._server is not None:
-            await self._server.stop(grace_s)
+        await self._listener.close(grace_s)
         self._service.close()
         await asyncio.to_thread(self._worker.close)
 
@@ -179,62 +176,18 @@ class CloudServer:
             status = health_pb2.HealthCheckResponse
             self._health.set(status.NOT_SERVING if hangs else status.SERVING)
 
-    async def _listen(self, wait_s: float) -> None:
-        """Listen, and anew wherever gRPC's own loop ends, as a call whose path is not UTF-8 makes it do (grpcio 1.85).
-
-        Nothing else would tell: the process would live on without a port.
-        """
-        self._server = await self._bind(wait_s)
-        self._listening = asyncio.ensure_future(self._keep_listening(self._server))
-
-    async def _keep_listening(self, server: grpc.aio.Server) -> None:
-        """Never returns; raises what binding raises."""
-        while True:
-            looked = asyncio.gather(server.wait_for_termination(_LOOK_S), return_exceptions=True)
-            died: Any = (await looked)[0]
-            if isinstance(died, Exception):
-                logger.error("gRPC stopped listening (%s: %s): listening anew", type(died).__name__, died)
-                self._server = await self._bind(_STOP_GRACE_S)
-                await server.stop(_STOP_GRACE_S)
-                server = self._server
-
-    async def _bind(self, wait_s: float) -> grpc.aio.Server:
-        """Bind and start, trying for so long where the port is held. Raises ConfigError."""
-        settings = self._settings
-        host, port = split_address(settings.listen)
-        port = self.port or port
-        secrets = credentials(settings)
-        if secrets is None and not is_loopback(host):
-            logger.warning("INSECURE: %s has no TLS; whoever reaches it can move the robot", settings.listen)
-        give_up = time.monotonic() + wait_s
-        while port and port_is_taken(host, port):
-            if time.monotonic() >= give_up:
-                raise _port_in_use(settings)
-            await asyncio.sleep(_BIND_EVERY_S)
-        server = self._build()
-        address = join_address(host, port)
-        try:
-            if secrets is None:
-                self.port = server.add_insecure_port(address)
-            else:
-                self.port = server.add_secure_port(address, secrets)
-        except RuntimeError as error:
-            raise ConfigError(f"can't listen on {address}: {error}; check the address and the TLS files") from error
-        await server.start()
-        return server
-
     def _build(self) -> grpc.aio.Server:
         server = grpc.aio.server(
             options=server_options(max_message_bytes(self._bundle.spec)),
             compression=grpc.Compression.NoCompression,
             maximum_concurrent_rpcs=_MAX_RPCS,
         )
-        # As the generated code does, but for `read_request`.
-        describe = (self._service.Describe, pb.DescribeRequest.FromString, pb.DescribeReply.SerializeToString)
+        # As the generated code does, but for what reads the requests.
+        describe = (self._service.Describe, lambda data: pb.DescribeRequest(), pb.DescribeReply.SerializeToString)
         infer = (self._service.Infer, read_request, pb.InferReply.SerializeToString)
         methods = {"Describe": describe, "Infer": infer}
         handlers = {name: grpc.unary_unary_rpc_method_handler(*parts) for name, parts in methods.items()}
-        server.add_registered_method_handlers(_SERVICE, handlers)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((_SERVICE, _HEALTH, reflection.SERVICE_NAME), server)
         return server
@@ -255,6 +208,14 @@ async def _serve(server: CloudServer) -> int:
         await server.stop(grace_s)
     logger.info("stopped")
     return 0
+
+
+async def _unless(work: Any, lost: Any) -> Any:
+    """What `work` gives or raises, unless `lost`, which never returns, raises before it."""
+    watched = asyncio.ensure_future(lost)
+    if not await _first(work, watched):
+        watched.result()
+    return work.result()
 
 
 async def _first(work: Any, event: Any) -> bool:
@@ -279,7 +240,3 @@ def _on_signals(leave: asyncio.Event, hurry: asyncio.Event) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, heed, number.name)
-
-
-def _port_in_use(settings: ServerSettings) -> ConfigError:
-    return ConfigError(f"{settings.listen} is in use by another process; stop it, choose a port, or use bind_wait_s")

@@ -184,7 +184,8 @@ class InferenceService(InferenceServicer):
     def _ask_for_key_frame(self, request: pb.InferRequest, error: KeyFrameNeeded, spent_ms: float) -> pb.InferReply:
         """No action and no fault: the robot sends the frame again, whole."""
         self.answered = self.answered.plus_key_frame()
-        logger.info("session %016x robot %r: %s", request.session, request.robot, error)
+        about = {"session": request.session}
+        logger.info("session %016x robot %r: %s", request.session, request.robot, error, extra=about)
         return pb.InferReply(
             sequence=request.sequence,
             stages=pb.StageDurations(decode_payload_ms=spent_ms, total_ms=spent_ms),
@@ -201,7 +202,8 @@ class InferenceService(InferenceServicer):
 async def _refuse(context: Any, request: pb.InferRequest, error: SplitVLAError) -> NoReturn:
     status = status_for_error(error)
     robot = request.robot[:64]
-    logger.info("session %016x robot %r: %s: %s", request.session, robot, status, error)
+    about = {"session": request.session}
+    logger.info("session %016x robot %r: %s: %s", request.session, robot, status, error, extra=about)
     retry_after_s = error.retry_after_s if isinstance(error, LinkError) else 0.0
     await context.abort(grpc.StatusCode[status], str(error), write_refusal(retry_after_s))
     raise AssertionError("abort raises")

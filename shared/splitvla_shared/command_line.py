@@ -27,8 +27,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
         return _run(parser.prog, command, arguments)
     finally:
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:  # closed by whoever started us
-                _settle(stream)
+            _settle(stream)
 
 
 def _run(prog: str, command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
@@ -47,6 +46,9 @@ def _open_closed_streams() -> None:
     while (number := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
         pass
     os.close(number)
+    for number, name in ((1, "stdout"), (_STDERR, "stderr")):
+        if getattr(sys, name) is None:  # Python's word for closed, by which `print` means the other one
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
 
 
 def _settle(stream: TextIO) -> None:

@@ -7,6 +7,7 @@ import io
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import TextIO
 
@@ -46,14 +47,18 @@ class Printer:
         self._thread.start()
 
     def say(self, text: str) -> None:
-        with contextlib.suppress(queue.Full):
+        """Returns at once. Where there is no room the oldest line goes: the last ones tell how it ended."""
+        with contextlib.suppress(queue.Full, queue.Empty):
+            if self._queue.full():
+                self._queue.get_nowait()
             self._queue.put_nowait(text)
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Print what is queued, for at most `timeout_s`."""
+        until = time.monotonic() + timeout_s
         with contextlib.suppress(queue.Full):  # the terminal hangs: the thread ends with the process
-            self._queue.put_nowait(None)
-            self._thread.join(timeout_s)
+            self._queue.put(None, timeout=timeout_s)
+            self._thread.join(max(0.0, until - time.monotonic()))
 
     def _print(self) -> None:
         while (text := self._next()) is not None:

@@ -116,8 +116,8 @@ def _check_supported(config: Fields, preprocessor: Fields) -> None:
 def _normalization(preprocessor: Fields, towers: int) -> tuple[list[Triple], list[Triple]]:
     """Means and standard deviations, a row a tower: of `tvf_normalize_params` where the file has it.
 
-    The reference computes with these, whatever `means` and `stds` say (processing_prismatic.py of openvla/openvla).
-    Its converter filled them in under bfloat16, so that openvla-7b was trained with 0.484375 beside a mean of 0.485.
+    The reference computes with these, whatever `means` and `stds` say (processing_prismatic.py of openvla/openvla). Its
+    converter filled them in under bfloat16, so that openvla-7b's file has 0.484375 beside a mean of 0.485.
     """
     rows = preprocessor.items("tvf_normalize_params")
     if not rows:
