@@ -18,6 +18,7 @@ from benchmarks.shows import Script, Show
 from benchmarks.timeline import Marker, draw
 from splitvla_edge.daemon.record import STEPS_FILE, StepRecord, StepTail, read_steps, summarise
 from splitvla_edge.daemon.watch import wait_for_run, watch
+from splitvla_shared.errors import ConfigError
 
 EDGE_LOG = "edge.log"
 # Both machines of the real system are this one here: on few cores, spinning threads cost more than they give.
@@ -71,8 +72,10 @@ class Outage:
 
 def run_show(show: Show, run_dir: Path) -> int:
     """The whole of it; 0 when the robot held while the server was dead, moved again, and the show was a success."""
-    print(f"SplitVLA demo: {show.intro} Results in {run_dir}", flush=True)
     run_dir.mkdir(parents=True, exist_ok=True)
+    if any(run_dir.iterdir()):
+        raise ConfigError(f"{run_dir} is not empty; name another --run-dir")
+    print(f"SplitVLA demo: {show.intro} Results in {run_dir}", flush=True)
     bundles = show.bundles(run_dir)
     address = f"127.0.0.1:{free_port()}"
     print("starting two servers: one serves, one is loaded and waits to take over ...", flush=True)

@@ -114,7 +114,7 @@ def reference_bundles(reference_checkpoint: Path, tmp_path_factory: pytest.TempP
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Key pairs by openssl: ca.pem signs server.pem (localhost) and robot.pem; other.pem signs only itself.
 
-    locked.key is robot.key with a password.
+    locked.key is robot.key with a password; weak.pem signs only itself, with a key of 1024 bits.
     """
     if shutil.which("openssl") is None:
         pytest.skip("the openssl program is absent")
@@ -131,6 +131,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
         signing = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
         openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signing)
+    openssl(
+        "req", "-x509", "-newkey", "rsa:1024", "-nodes", "-keyout", "weak.key", "-out", "weak.pem", "-subj", "/CN=weak"
+    )
     openssl("ec", "-in", "robot.key", "-out", "locked.key", "-aes256", "-passout", "pass:secret")
     return folder
 

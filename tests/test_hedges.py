@@ -70,7 +70,7 @@ def test_a_pool_that_is_closed_in_the_middle_of_a_hedge_ends_the_call_as_the_lin
     hedging.a.answer.set()
     gate = threading.Event()
     for _ in range(4):  # all threads of the pool, so that nobody waits for the answer yet
-        hedging.pool._threads.submit(gate.wait)
+        hedging.pool._threads.submit(gate.wait, 5.0)
 
     def close() -> None:
         hedging.pool.close()

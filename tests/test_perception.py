@@ -297,3 +297,12 @@ def test_frames_are_reported_while_a_call_is_running() -> None:
 def test_link_errors_are_all_outcomes() -> None:
     for kind in LinkError.__subclasses__():
         assert any(issubclass(kind, listed) for listed, _ in OUTCOMES)
+
+
+def test_what_cannot_be_said_any_more_does_not_keep_perception_from_its_end() -> None:
+    """Control stalls with a full socket, and perception's listener has ended meanwhile."""
+    with Rig() as rig:
+        _fill(rig)
+        rig.perception._pause = lambda seconds: pytest.fail("it would wait for ever")
+        rig.perception.closed.set()
+        rig.perception.step()

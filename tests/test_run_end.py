@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,72 +17,21 @@ from PIL import Image as PillowImage
 
 from splitvla_edge.__main__ import main
 from splitvla_edge.daemon import run as daemon
-from splitvla_edge.daemon.black_box import BlackBox
-from splitvla_edge.daemon.control import Requests
-from splitvla_edge.daemon.episodes import Episode
 from splitvla_edge.daemon.record import STEPS_FILE, read_steps, run_has_ended, write_run
-from splitvla_edge.daemon.run import RunSettings, run
-from splitvla_edge.daemon.supervisor import Supervisor, release_subcommand
-from splitvla_edge.fallback import Command, FallbackSettings
+from splitvla_edge.daemon.run import run
+from splitvla_edge.daemon.supervisor import release_subcommand
+from splitvla_edge.fallback import FallbackSettings
 from splitvla_edge.robots import ROBOTS
-from splitvla_edge.robots.action_space import ActionSpace, Kind
 from splitvla_edge.robots.base import RobotState
 from splitvla_edge.robots.replay import CommandRecorder
 from splitvla_shared.errors import BundleError, ConfigError, RobotError
 from tests.daemons import PATIENCE_S
-
-
-class Arm:
-    """An arm that does as `reads` and `closes` say; while `estop` is pressed, the run ends in SAFE_STOP."""
-
-    camera_memory: Path | None = None
-    episodes: tuple[Episode, ...] = ()
-
-    def __init__(self) -> None:
-        self.action_space = ActionSpace(Kind.DELTA_EE, (-1.0,) * 7, (1.0,) * 7)
-        self.applied = self.motions = self.stops = 0
-        self.estop = True
-        self.reads: Callable[[], object] = lambda: None
-        self.closes: Callable[[], object] = lambda: None
-
-    def read_state(self) -> RobotState:
-        if self.applied == 2:
-            self.reads()
-        return RobotState(estop=self.estop)
-
-    def apply(self, command: Command) -> None:
-        self.applied += 1
-        self.motions += command.motion
-
-    def stop(self) -> None:
-        self.stops += 1
-
-    def close(self) -> None:
-        self.closes()
+from tests.run_rig import Arm, perceive, plug_in, settings
 
 
 @pytest.fixture
 def arm(monkeypatch: pytest.MonkeyPatch) -> Arm:
-    """The robot of a run, beside a perception process that says nothing."""
-    made = Arm()
-    monkeypatch.setattr(daemon, "open_robot", lambda *_: made)
-    monkeypatch.setattr(daemon, "start_subcommand", _silent)
-    return made
-
-
-def _silent(name: str, told: str, fd: int) -> subprocess.Popen[str]:
-    return _perceive(fd, "import socket\nend = socket.socket(fileno=fd)\nwhile end.recv(4096):\n    pass")
-
-
-def _perceive(fd: int, script: str) -> subprocess.Popen[str]:
-    """A perception process of a few lines; `fd` is its end of the channel."""
-    command = [sys.executable, "-c", f"fd = {fd}\n{script}"]
-    return subprocess.Popen(command, pass_fds=(fd,), text=True, stdin=subprocess.PIPE)
-
-
-def settings(run_dir: Path, **options: Any) -> RunSettings:
-    given = {"robot": "arm:Arm", "control_hz": 50.0, "duration_s": 0.2, "standby": "off", **options}
-    return RunSettings(run_dir, "host:1", instruction="pick up the can", run_dir=run_dir, **given)
+    return plug_in(monkeypatch)
 
 
 def the_last_write_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,90 +131,11 @@ def test_a_bug_stops_the_robot_and_says_where_the_log_is_and_what_it_was(
         assert (about["ended"], about["state"]) == (True, "SAFE_STOP")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGQUIT])
-def test_every_way_to_break_off_a_run_but_a_kill_ends_it_with_the_robot_s_stop(
-    arm: Arm, tmp_path: Path, number: signal.Signals
-) -> None:
-    arm.estop = False
-    arm.reads = lambda: os.kill(os.getpid(), number)
-    assert run(settings(tmp_path, duration_s=PATIENCE_S)) == 0
-    assert (arm.applied, arm.stops) == (3, 1)
-
-
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1])
-def test_a_second_signal_does_not_keep_the_run_from_its_end(arm: Arm, tmp_path: Path, number: signal.Signals) -> None:
-    """A lost session says so twice: the shell tells its jobs, and the kernel those in the foreground."""
-    before = signal.getsignal(number)
-    arm.reads = lambda: os.kill(os.getpid(), number)
-    arm.closes = lambda: os.kill(os.getpid(), number)
-    assert run(settings(tmp_path)) == RobotError.exit_code
-    assert run_has_ended(tmp_path)
-    assert signal.getsignal(number) is before
-
-
-def _ctrl_c_twice() -> None:
-    for _ in range(2):
-        os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_a_second_ctrl_c_leaves_a_robot_that_answers_the_end_of_its_call(arm: Arm, tmp_path: Path) -> None:
-    """Two come at once where a program around this one hands its own on."""
-    arm.reads = _ctrl_c_twice
-    assert run(settings(tmp_path, duration_s=PATIENCE_S)) == RobotError.exit_code
-    assert arm.applied == 3
-
-
-def test_a_second_ctrl_c_breaks_off_a_call_of_the_robot_that_never_returns_and_asks_for_its_stop(
-    arm: Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("splitvla_edge.daemon.control.STUCK_S", 0.0)
-    before: list[int] = []
-
-    def never_return() -> None:
-        before.append(arm.stops)
-        _ctrl_c_twice()
-        threading.Event().wait(PATIENCE_S)
-
-    arm.reads = never_return
-    with pytest.raises(KeyboardInterrupt):
-        run(settings(tmp_path, duration_s=PATIENCE_S))
-    assert before == [arm.stops - 1]
-    assert run_has_ended(tmp_path)
-    assert f"its log is in {tmp_path}" in capsys.readouterr().err
-
-
-def test_a_ctrl_c_at_the_end_of_a_run_costs_neither_the_black_box_nor_what_is_to_be_told(
-    arm: Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    closed: list[BlackBox] = []
-    whole = Supervisor[object].end
-
-    def end(supervisor: Supervisor[object]) -> None:
-        try:
-            os.kill(os.getpid(), signal.SIGINT)
-        finally:
-            whole(supervisor)
-
-    monkeypatch.setattr(Supervisor, "end", end)
-    monkeypatch.setattr(BlackBox, "close", lambda box: closed.append(box))
-    with pytest.raises(KeyboardInterrupt):
-        run(settings(tmp_path))
-    assert closed
-    assert "SAFE_STOP, e-stop pressed" in capsys.readouterr().err
-    assert json.loads((tmp_path / "run.json").read_text())["state"] == "SAFE_STOP"
-
-
-def test_a_lost_session_ends_the_run_unless_that_is_to_be_ignored() -> None:
-    before = signal.getsignal(signal.SIGHUP)
-    try:
-        for handler, ends in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):  # nohup ignores it
-            signal.signal(signal.SIGHUP, handler)
-            requests = Requests()
-            with daemon._signals(requests, (signal.SIGHUP,)):
-                os.kill(os.getpid(), signal.SIGHUP)
-            assert requests.stop is ends
-    finally:
-        signal.signal(signal.SIGHUP, before)
+def test_a_run_that_was_refused_leaves_no_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="nosuch"):
+        run(dataclasses.replace(settings(tmp_path), run_dir=None, robot="nosuch:ARM"))
+    assert [*(tmp_path / "runs").iterdir()] == []
 
 
 def test_a_folder_that_holds_a_run_is_refused_before_anything_moves(arm: Arm, tmp_path: Path) -> None:
@@ -361,7 +231,7 @@ def test_a_perception_that_hangs_in_a_call_is_killed_for_another(
         begun.append(fd)
         if len(begun) > 1:
             _end_the_run()
-        return _perceive(fd, _CHANNEL + _ASKS_AND_HANGS)
+        return perceive(fd, _CHANNEL + _ASKS_AND_HANGS)
 
     monkeypatch.setattr(daemon, "start_subcommand", start)
     run(settings(tmp_path, duration_s=PATIENCE_S, hang_s=1.0))
@@ -380,7 +250,7 @@ def test_another_perception_is_told_where_the_frames_go_on(
         if len(released) > 1:
             _end_the_run()
 
-    monkeypatch.setattr(daemon, "start_subcommand", lambda *told: _perceive(told[2], _CHANNEL + _SEES_FRAME_4_AND_DIES))
+    monkeypatch.setattr(daemon, "start_subcommand", lambda *told: perceive(told[2], _CHANNEL + _SEES_FRAME_4_AND_DIES))
     monkeypatch.setattr(daemon, "release_subcommand", release)
     run(settings(tmp_path, duration_s=PATIENCE_S))
     assert released[:2] == ["0\n", "5\n"]
@@ -391,7 +261,7 @@ def test_clipped_answers_move_the_arm_only_where_that_is_wanted_and_the_black_bo
     arm: Arm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accept: bool
 ) -> None:
     monkeypatch.setattr(arm, "read_state", lambda: RobotState(estop=arm.motions > 0))
-    monkeypatch.setattr(daemon, "start_subcommand", lambda *told: _perceive(told[2], _CHANNEL + _ANSWERS_CLIPPED))
+    monkeypatch.setattr(daemon, "start_subcommand", lambda *told: perceive(told[2], _CHANNEL + _ANSWERS_CLIPPED))
     patient = FallbackSettings(overrun_ticks=500)
     run(settings(tmp_path, duration_s=PATIENCE_S, accept_clipped=accept, fallback=patient))
     assert (arm.motions > 0) is accept

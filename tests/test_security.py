@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import grpc
@@ -36,21 +37,37 @@ def test_without_tls_a_tls_server_is_unreachable_and_the_message_says_what_to_ch
         link.describe(0.5)
 
 
-def test_a_bad_tls_file_is_named(tmp_path: Path) -> None:
+def test_a_bad_tls_file_is_named(certificates: Path, tmp_path: Path) -> None:
+    pair = certificates / "robot.pem", certificates / "robot.key"
     (tmp_path / "ca.pem").write_text("hello")
-    with pytest.raises(ConfigError, match=r"ca file .*ca\.pem is not PEM"):
-        GrpcLink("h:1", security=Security(tmp_path / "ca.pem", tmp_path / "no.pem", tmp_path / "no.key"))
-    with pytest.raises(ConfigError, match=r"ca file .*no\.pem: No such file"):
-        GrpcLink("h:1", security=Security(tmp_path / "no.pem", tmp_path / "no.pem", tmp_path / "no.key"))
+    with pytest.raises(ConfigError, match=r"tls_ca .*ca\.pem is not PEM"):
+        GrpcLink("h:1", security=Security(tmp_path / "ca.pem", *pair))
+    with pytest.raises(ConfigError, match=r"tls_ca .*no\.pem: No such file"):
+        GrpcLink("h:1", security=Security(tmp_path / "no.pem", *pair))
+
+
+def test_a_key_may_come_through_a_pipe_which_can_be_read_once(certificates: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, (certificates / "robot.key").read_bytes())
+    os.close(writer)
+    pipe = Path(f"/dev/fd/{reader}")
+    _, key, _ = Security(certificates / "ca.pem", certificates / "robot.pem", pipe).read()
+    os.close(reader)
+    assert key == (certificates / "robot.key").read_bytes()
+
+
+def test_how_strong_a_key_must_be_is_grpcs_to_say(certificates: Path) -> None:
+    security = Security(certificates / "weak.pem", certificates / "weak.pem", certificates / "weak.key")
+    assert security.read()[2] == (certificates / "weak.pem").read_bytes()
 
 
 @pytest.mark.parametrize(
     ("ca", "cert", "key", "message"),
     [
-        ("ca.pem", "robot.key", "robot.pem", r"cert file .*robot\.key and key file .*robot\.pem are no certificate"),
+        ("ca.pem", "robot.key", "robot.pem", r"tls_cert .*robot\.key and tls_key .*robot\.pem are no certificate"),
         ("ca.pem", "robot.pem", "server.key", r"of two machines"),
-        ("ca.pem", "robot.pem", "locked.key", r"without a password"),
-        ("ca.key", "robot.pem", "robot.key", r"ca file .*ca\.key holds no certificate"),
+        ("ca.pem", "robot.pem", "locked.key", r"its unencrypted key"),
+        ("ca.key", "robot.pem", "robot.key", r"tls_ca .*ca\.key has no certificate"),
     ],
 )
 def test_tls_files_that_are_mixed_up_are_named_and_no_server_that_is_away(

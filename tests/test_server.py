@@ -96,7 +96,7 @@ def test_tls_files_come_together_and_must_be_pem(tmp_path: Path) -> None:
     junk.write_text("hello")
     with pytest.raises(ConfigError, match="tls_client_ca is missing"):
         credentials(ServerSettings(tls_cert=junk, tls_key=junk))
-    with pytest.raises(ConfigError, match="is not a PEM file"):
+    with pytest.raises(ConfigError, match="is not PEM"):
         credentials(ServerSettings(tls_cert=junk, tls_key=junk, tls_client_ca=junk))
     absent = tmp_path / "absent.pem"
     with pytest.raises(ConfigError, match="No such file"):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import ssl
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +13,7 @@ import grpc
 from splitvla_shared.addresses import bound_socket, is_loopback, split_address
 from splitvla_shared.bundle import Bundle
 from splitvla_shared.errors import ConfigError
+from splitvla_shared.tls import read_tls
 
 # In a cloud bundle's `extra`: the precision that its weights are stored in, where `split --precision` quantised them.
 PRECISION_KEY = "precision"
@@ -98,11 +97,10 @@ def credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
 
     Raises ConfigError when only some of the files are given, one can't be read, or plain text would serve a network.
     """
-    files = {name: getattr(settings, name) for name in ("tls_key", "tls_cert", "tls_client_ca")}
+    files = {name: getattr(settings, name) for name in ("tls_cert", "tls_key", "tls_client_ca")}
     missing = [name for name, path in files.items() if path is None]
     if not missing:
-        key, cert, client_ca = (_read_pem(name, path) for name, path in files.items())
-        _check_pair(files)
+        cert, key, client_ca = read_tls(files["tls_cert"], files["tls_key"], files["tls_client_ca"], "tls_client_ca")
         return grpc.ssl_server_credentials([(key, cert)], root_certificates=client_ca, require_client_auth=True)
     if len(missing) < len(files):
         raise ConfigError(f"mutual TLS needs tls_cert, tls_key and tls_client_ca; {' and '.join(missing)} is missing")
@@ -113,33 +111,3 @@ def credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
             "give tls_cert, tls_key and tls_client_ca, listen on 127.0.0.1, or set insecure_lab in a closed lab"
         )
     return None
-
-
-def _check_pair(files: Mapping[str, Path]) -> None:
-    """gRPC says of all three only that binding failed, and may do so after the model is loaded."""
-    key, cert, client_ca = files["tls_key"], files["tls_cert"], files["tls_client_ca"]
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.set_ciphers("DEFAULT:@SECLEVEL=0")  # how strong keys must be is gRPC's to say
-    try:
-        context.load_cert_chain(cert, key, password=lambda: "")  # an encrypted one must not ask the terminal
-    except ssl.SSLError as error:
-        raise ConfigError(
-            f"tls_cert {cert} and tls_key {key} are no certificate and its unencrypted key: "
-            f"{error.reason or error}; docs/operations.md makes them"
-        ) from error
-    try:
-        context.load_verify_locations(client_ca)
-    except ssl.SSLError as error:
-        raise ConfigError(
-            f"tls_client_ca {client_ca} has no certificate: {error.reason or error}; take ca.pem (docs/operations.md)"
-        ) from error
-
-
-def _read_pem(name: str, path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{name} {path}: {error.strerror}") from error
-    if b"-----BEGIN " not in data:
-        raise ConfigError(f"{name} {path} is not a PEM file")
-    return data

@@ -252,22 +252,21 @@ def _run_settings(arguments: argparse.Namespace) -> RunSettings:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from splitvla_edge.daemon.run import new_run_dir, run
+    from splitvla_edge.daemon.run import run, run_folder
 
     settings = _run_settings(arguments)
     for line in describe_config(settings):
         print(f"  {line}")
     if not arguments.view:
         return run(settings)
-    settings = dataclasses.replace(settings, run_dir=settings.run_dir or new_run_dir())
-    # Drawing costs milliseconds: it happens in a process of its own, and never in the one that ticks.
-    viewer = subprocess.Popen([sys.executable, "-m", "splitvla_edge", "watch", str(settings.run_dir)])
-    try:
-        return run(settings)
-    finally:
-        viewer.terminate()
-        viewer.send_signal(signal.SIGCONT)  # Ctrl-Z, which ends the run, has stopped it
-        viewer.wait()
+    with run_folder(settings.run_dir) as run_dir:
+        # Drawing costs milliseconds: it happens in a process of its own, and never in the one that ticks.
+        viewer = subprocess.Popen([sys.executable, "-m", "splitvla_edge", "watch", str(run_dir)])
+        try:
+            return run(dataclasses.replace(settings, run_dir=run_dir))
+        finally:
+            viewer.send_signal(signal.SIGINT)  # upon which it gives the operator's cursor back
+            viewer.wait()
 
 
 def _serve_policy(arguments: argparse.Namespace) -> int:

@@ -139,7 +139,7 @@ def replay(path: Path) -> Iterator[Replayed]:
     try:
         yield from _replay(_Reader(data[len(MAGIC) :]))
     except _DAMAGE as error:
-        raise ConfigError(f"{path} is damaged: {error!r:.200}") from error
+        raise ConfigError(f"{path} is damaged, or this version's machine has a bug: {error!r:.200}") from error
 
 
 def print_replay(path: Path, out: TextIO) -> int:

@@ -107,5 +107,5 @@ class Notices:
         self._told = since
         return (
             f"a call of the robot has not returned for {STUCK_S:g} s; its own controller must stop it; "
-            "Ctrl-C asks for the end of the run, a second one breaks the call off"
+            "Ctrl-C asks for the end of the run, a second one breaks the call off; Ctrl-\\ kills this process"
         )

@@ -223,12 +223,12 @@ class Perception:
             self.closed.set()  # whatever it was that ended this: without a listener perception would act on an old hint
 
     def _send(self, message: Message) -> bool:
-        """False when there was no room: control, which stalls, will not hear of it."""
+        """False when control will not hear of it: it is gone, or it stalls and has no room."""
         try:
             return self._channel.send(message)
         except ChannelClosed:
             self.closed.set()
-            return True
+            return False
 
     def _connect(self) -> None:
         reason = self._handshakes.seek(self._policy.handshake if self._server_needed else lambda timeout_s: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
 import sys
 import time
@@ -44,9 +45,10 @@ from splitvla_shared.errors import ConfigError, RobotError
 from splitvla_shared.limits import check_instruction
 from splitvla_shared.operator_lines import say
 
-# SIGHUP: the operator's session is lost, and with it whoever watches the arm. SIGTSTP and SIGQUIT are Ctrl-Z and Ctrl-\
-# beside a moving arm: they would freeze or end the process that ticks, with the arm's last command in force.
-_STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGQUIT)
+# SIGHUP: the operator's session is lost, and with it whoever watches the arm. SIGTSTP is Ctrl-Z beside a moving arm: it
+# would freeze the process that ticks, with the arm's last command in force. SIGQUIT, Ctrl-\, stays the kernel's: of a
+# driver that hangs in C no handler of ours is run any more, and a key must be left that ends it.
+_STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
 _SIGNALS = {**dict.fromkeys((signal.SIGINT, *_STOPS), "stop"), signal.SIGUSR1: "reset"}
 # These come more than once, and must not keep the log from its end. Ctrl-C may, once the loop has ended.
 _TO_THE_END = (*_STOPS, signal.SIGUSR1)
@@ -144,6 +146,18 @@ def new_run_dir() -> Path:
     return make_unused(Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
 
 
+@contextlib.contextmanager
+def run_folder(run_dir: Path | None) -> Iterator[Path]:
+    """`run_dir`, or without one a new one, which goes again where nothing comes into it. Raises ConfigError."""
+    folder = run_dir or new_run_dir()
+    try:
+        yield folder
+    finally:
+        if run_dir is None:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
 def run(settings: RunSettings) -> int:
     """Run until the camera is exhausted, the duration is over, or a signal of _SIGNALS; SIGUSR1 is the reset.
 
@@ -156,7 +170,11 @@ def run(settings: RunSettings) -> int:
         settings = dataclasses.replace(settings, instruction=instruction_of(settings.robot))
     check_instruction(settings.instruction)
     settings.perception()
-    run_dir = settings.run_dir or new_run_dir()
+    with run_folder(settings.run_dir) as run_dir:
+        return _run_in(run_dir, settings)
+
+
+def _run_in(run_dir: Path, settings: RunSettings) -> int:
     if holds_run(run_dir):
         raise ConfigError(f"{run_dir} holds a run already; name another folder or remove it")
     about = {"settings": dataclasses.asdict(settings), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "ended": False}
@@ -272,6 +290,8 @@ def _signals(
     """
 
     def note(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTSTP:  # of all in the foreground: processes of the driver's must hear of its stop
+            os.killpg(0, signal.SIGCONT)
         if number == signal.SIGINT and requests.stop and stuck_since() is not None:
             raise KeyboardInterrupt
         setattr(requests, _SIGNALS[signal.Signals(number)], True)

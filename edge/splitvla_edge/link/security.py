@@ -1,12 +1,12 @@
-"""Mutual TLS of the link: which PEM files, and reading them."""
+"""Mutual TLS of the link: which PEM files."""
 
 from __future__ import annotations
 
-import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
 from splitvla_shared.errors import ConfigError
+from splitvla_shared.tls import read_tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,32 +30,5 @@ class Security:
 
     def read(self) -> tuple[bytes, bytes, bytes]:
         """The bytes of (ca, key, cert). Raises ConfigError naming a file that is missing, or not what it is for."""
-        data = _read_pem("ca", self.ca), _read_pem("key", self.key), _read_pem("cert", self.cert)
-        self._check_kinds()
-        return data
-
-    def _check_kinds(self) -> None:
-        """gRPC would take any PEM, and tell of a wrong one as of a server that is away."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.set_ciphers("ALL:@SECLEVEL=0")  # how strong a key must be is gRPC's to say
-        try:
-            context.load_verify_locations(self.ca)
-        except ssl.SSLError as error:
-            raise ConfigError(f"TLS ca file {self.ca} holds no certificate ({error.reason})") from error
-        try:
-            context.load_cert_chain(self.cert, self.key, password=lambda: b"")
-        except ssl.SSLError as error:
-            raise ConfigError(
-                f"TLS cert file {self.cert} and key file {self.key} are no certificate and its private key without a "
-                f"password ({error.reason}); are they swapped, or of two machines?"
-            ) from error
-
-
-def _read_pem(name: str, path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"TLS {name} file {path}: {error.strerror}") from error
-    if b"-----BEGIN " not in data:
-        raise ConfigError(f"TLS {name} file {path} is not PEM; expected a line '-----BEGIN ...'")
-    return data
+        cert, key, ca = read_tls(self.cert, self.key, self.ca, ca_name="tls_ca")
+        return ca, key, cert
