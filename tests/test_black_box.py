@@ -121,7 +121,7 @@ def test_a_file_that_was_changed_is_refused_whatever_the_machine_does_on_it(
     record(monkeypatch, tmp_path, lambda t, size: Way(20.0), 3.0)
     path = tmp_path / "black-box-1.bin"
     path.write_bytes(path.read_bytes().replace(b'"chunk": null', b'"chunk": 1234'))
-    with pytest.raises(ConfigError, match="is damaged, or .* has a bug: AttributeError"):
+    with pytest.raises(ConfigError, match=r"is damaged, or .* has a bug: AttributeError"):
         list(replay(path))
 
 
