@@ -131,6 +131,15 @@ def test_a_bug_stops_the_robot_and_says_where_the_log_is_and_what_it_was(
         assert (about["ended"], about["state"]) == (True, "SAFE_STOP")
 
 
+def test_a_view_ends_with_a_run_that_is_refused_where_a_script_has_ctrl_c_ignored(tmp_path: Path) -> None:
+    run_it = ["run", "--view", "--bundle", "b", "--server", "h:1", "--robot", "nosuch:ARM", "--instruction", "lift"]
+    ignoring = ["sh", "-c", 'trap "" INT; exec "$0" "$@"', sys.executable, "-m", "splitvla_edge", *run_it]
+    ended = subprocess.run(ignoring, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert ended.returncode == ConfigError.exit_code
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert "nosuch" in ended.stderr
+
+
 def test_a_run_that_was_refused_leaves_no_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="nosuch"):

@@ -46,14 +46,11 @@ def test_a_bad_tls_file_is_named(certificates: Path, tmp_path: Path) -> None:
         GrpcLink("h:1", security=Security(tmp_path / "no.pem", *pair))
 
 
-def test_a_key_may_come_through_a_pipe_which_can_be_read_once(certificates: Path) -> None:
-    reader, writer = os.pipe()
-    os.write(writer, (certificates / "robot.key").read_bytes())
-    os.close(writer)
-    pipe = Path(f"/dev/fd/{reader}")
-    _, key, _ = Security(certificates / "ca.pem", certificates / "robot.pem", pipe).read()
-    os.close(reader)
-    assert key == (certificates / "robot.key").read_bytes()
+def test_a_pipe_which_can_be_read_once_is_refused_and_not_waited_for(certificates: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "key")
+    security = Security(certificates / "ca.pem", certificates / "robot.pem", tmp_path / "key")
+    with pytest.raises(ConfigError, match=r"tls_key .*key is no regular file"):
+        security.read()
 
 
 def test_how_strong_a_key_must_be_is_grpcs_to_say(certificates: Path) -> None:

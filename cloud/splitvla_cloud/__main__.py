@@ -20,6 +20,7 @@ from splitvla_shared.encoders import parse_encoders
 from splitvla_shared.image_pipelines import parse_image_pipeline
 from splitvla_shared.operator_lines import Printer
 
+_LOG_LINES = 512  # more than the log has in one of its windows
 PRECISIONS = ("fp32", "bf16", "int8", "nf4", "fp8", "int4")
 _BASE_STATISTICS = "scale the adapter's actions by the checkpoint's statistics, not by those of its training run"
 _FRAMES = "camera frames as the camera gives them: a folder of images; they go through the bundle's image pipeline"
@@ -264,7 +265,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     )
     with contextlib.ExitStack() as stack:
         # A terminal that hangs or is gone costs no robot its answer: lines are printed on threads of their own.
-        told, ready = Printer(sys.stderr, prefix=""), Printer(sys.stdout, prefix="")
+        told, ready = Printer(sys.stderr, prefix="", lines=_LOG_LINES), Printer(sys.stdout, prefix="")
         stack.callback(told.close)
         stack.callback(ready.close)
         form = "%(asctime)s %(levelname)s %(message)s"

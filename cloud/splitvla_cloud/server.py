@@ -82,7 +82,7 @@ def serve(settings: ServerSettings, load: LoadBackbone = load_backbone, say: Say
 
     say: gets what is served and where, line by line.
 
-    Raises ConfigError or BundleError when it can't start, ServerFault when the GPU thread ended.
+    Raises ConfigError or BundleError when it can't start, ServerFault when the GPU thread ended or the port is lost.
     """
     if settings.bundle is None:
         raise ConfigError("bundle is not set; give --bundle DIR, the cloud half that `splitvla-cloud split` made")

@@ -265,7 +265,8 @@ def _run(arguments: argparse.Namespace) -> int:
         try:
             return run(dataclasses.replace(settings, run_dir=run_dir))
         finally:
-            viewer.send_signal(signal.SIGINT)  # upon which it gives the operator's cursor back
+            viewer.terminate()
+            viewer.send_signal(signal.SIGCONT)  # Ctrl-Z, which ends the run, may have stopped it
             viewer.wait()
 
 
@@ -279,6 +280,7 @@ def _serve_policy(arguments: argparse.Namespace) -> int:
 def _watch(arguments: argparse.Namespace) -> int:
     from splitvla_edge.daemon.watch import wait_for_run, watch
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # either gives the operator's cursor back
     wait_for_run(arguments.run_dir)
     watch(arguments.run_dir)
     return 0

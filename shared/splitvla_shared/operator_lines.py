@@ -33,21 +33,26 @@ def _own_way(stream: TextIO | None) -> TextIO | None:
 
 
 class Printer:
-    """Says lines on a thread of its own, for whoever must neither wait nor fail. What it has no room for is dropped.
+    """Says lines on a thread of its own, for whoever must neither wait nor fail.
 
+    lines: as many wait for a terminal that hangs; of more the oldest are dropped: the last ones tell how it ended.
     look: asked now and then, while nothing is queued, for a line about whoever can say none himself.
     """
 
     def __init__(
-        self, stream: TextIO | None = None, look: Callable[[], str | None] | None = None, prefix: str = _WHO
+        self,
+        stream: TextIO | None = None,
+        look: Callable[[], str | None] | None = None,
+        prefix: str = _WHO,
+        lines: int = _QUEUE_LINES,
     ) -> None:
         self._stream, self._look, self._prefix = _own_way(stream), look, prefix
-        self._queue: queue.Queue[str | None] = queue.Queue(_QUEUE_LINES)
+        self._queue: queue.Queue[str | None] = queue.Queue(lines)
         self._thread = threading.Thread(target=self._print, name="operator's lines", daemon=True)
         self._thread.start()
 
     def say(self, text: str) -> None:
-        """Returns at once. Where there is no room the oldest line goes: the last ones tell how it ended."""
+        """Returns at once."""
         with contextlib.suppress(queue.Full, queue.Empty):
             if self._queue.full():
                 self._queue.get_nowait()

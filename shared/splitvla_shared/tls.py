@@ -1,4 +1,7 @@
-"""PEM files of mutual TLS, held against what they are for: gRPC says of a wrong one that nobody is there."""
+"""PEM files of mutual TLS, held against what they are for.
+
+gRPC says of a wrong one on the robot that nobody is there; on the server that it can't bind, once the model is loaded.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,7 @@ def read_tls(cert: Path, key: Path, ca: Path, ca_name: str) -> tuple[bytes, byte
     ca_name: what the setting is called. Raises ConfigError naming a file that is missing, or not what it is for.
     """
     data = _read_pem("tls_cert", cert), _read_pem("tls_key", key), _read_pem(ca_name, ca)
-    if all(file.is_file() for file in (cert, key, ca)):  # OpenSSL reads them itself, and a pipe is read once
-        _check_kinds(cert, key, ca, ca_name)
+    _check_kinds(cert, key, ca, ca_name)
     return data
 
 
@@ -26,14 +28,14 @@ def _check_kinds(cert: Path, key: Path, ca: Path, ca_name: str) -> None:
     context.set_ciphers("DEFAULT:@SECLEVEL=0")  # how strong keys must be is gRPC's to say
     try:
         context.load_cert_chain(cert, key, password=lambda: "")  # an encrypted one must not ask the terminal
-    except (ssl.SSLError, OSError) as error:
+    except OSError as error:
         raise ConfigError(
             f"tls_cert {cert} and tls_key {key} are no certificate and its unencrypted key, but swapped, damaged or of"
             f" two machines ({_reason(error)}); {_REMEDY}"
         ) from error
     try:
         context.load_verify_locations(ca)
-    except (ssl.SSLError, OSError) as error:
+    except OSError as error:
         raise ConfigError(f"{ca_name} {ca} has no certificate ({_reason(error)}); take ca.pem: {_REMEDY}") from error
 
 
@@ -42,6 +44,8 @@ def _reason(error: OSError) -> str:
 
 
 def _read_pem(name: str, path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{name} {path} is no regular file; it is read more than once, so a pipe won't do")
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -290,11 +290,11 @@ def _signals(
     """
 
     def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGTSTP:  # of all in the foreground: processes of the driver's must hear of its stop
-            os.killpg(0, signal.SIGCONT)
         if number == signal.SIGINT and requests.stop and stuck_since() is not None:
             raise KeyboardInterrupt
         setattr(requests, _SIGNALS[signal.Signals(number)], True)
+        if number == signal.SIGTSTP:  # which froze all in the foreground: the driver's processes must hear of its stop
+            os.killpg(0, signal.SIGCONT)
 
     # A SIGHUP that is ignored already (nohup) stays so: this run is to outlive its session.
     outlives = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
