@@ -139,6 +139,12 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
 def patient_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first server of several is in use after a handshake, however long this machine stalls."""
     from splitvla_edge.link import servers

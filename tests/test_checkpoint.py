@@ -22,12 +22,6 @@ from splitvla_shared.spec import Resize
 Weights = dict[str, torch.Tensor]
 
 
-@pytest.fixture
-def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
-
-
 def _edit_json(file: Path, **changes: Any) -> None:
     data = json.loads(file.read_text())
     for key, value in changes.items():

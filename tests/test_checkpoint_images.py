@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,6 @@ import pytest
 from benchmarks.tiny_checkpoint import write_tiny_checkpoint
 from splitvla_cloud.split.checkpoint import Checkpoint
 from splitvla_shared.errors import CheckpointError
-
-
-@pytest.fixture
-def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
 
 
 def _edit(checkpoint: Path, **changes: Any) -> None:

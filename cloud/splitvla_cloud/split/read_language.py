@@ -63,8 +63,8 @@ def _rope_theta(text: Fields) -> float:
 
     Raises CheckpointError where the two differ: each version of transformers takes its own.
     """
-    theta = text.real("rope_theta", text.table("rope_parameters", {}).real("rope_theta", 10000.0))
-    newer = text.table("rope_parameters", {}).real("rope_theta", theta)
+    newer = text.table("rope_parameters", {}).real("rope_theta", text.real("rope_theta", 10000.0))
+    theta = text.real("rope_theta", newer)
     if newer != theta:
         raise CheckpointError(
             f"{text.where}: rope_theta is {theta:g}, rope_parameters says {newer:g}; keep that of the training"

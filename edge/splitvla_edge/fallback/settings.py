@@ -7,8 +7,15 @@ from dataclasses import dataclass
 from splitvla_edge.fallback.latency import MIN_REPLIES
 from splitvla_shared.errors import ConfigError
 
-_COUNTS = {"resume_replies", "non_finite_limit", "camera_clear_frames", "local_samples", "latency_window"}
-_SHARES = {"hold_refill", "rung_down_at", "rung_up_at", "local_speed", "local_agreement"}
+_COUNTS = ("resume_replies", "non_finite_limit", "camera_clear_frames", "local_samples")
+_SHARES = ("hold_refill", "rung_down_at", "rung_up_at", "local_speed", "local_agreement")
+_TIMES = (0, 600_000)  # lowest and highest, as in the table
+_RANGES = {
+    **dict.fromkeys(_COUNTS, (1, 1000)),
+    **dict.fromkeys(_SHARES, (0, 1)),
+    # With fewer replies nothing is ever predicted: no chunk slows down, no rung is chosen.
+    "latency_window": (MIN_REPLIES, 1000),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +81,7 @@ class FallbackSettings:
     def __post_init__(self) -> None:
         for name in self.__slots__:
             value = getattr(self, name)
-            low, high = (1, 1000) if name in _COUNTS else (0, 1) if name in _SHARES else (0, 600_000)
-            if name == "latency_window":
-                low = MIN_REPLIES  # with fewer nothing is ever predicted: no chunk slows down, no rung is chosen
+            low, high = _RANGES.get(name, _TIMES)
             if not low <= value <= high:
                 raise ConfigError(f"fallback.{name} is {value}; expected {low}..{high}")
         for low_name, high_name in (
